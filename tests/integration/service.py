@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -18,9 +17,7 @@ from typing import Any
 from tests.servers import forked
 from tests.servers.forked import Forked
 from tests.servers.ports import free_port
-
-#: How long anything in these tests may take before it counts as lost, seconds.
-PATIENCE = 90.0
+from tests.waiting import PATIENCE, wait_until
 
 TRANSIENT = {"creating", "deleting", "restoring"}
 
@@ -98,7 +95,7 @@ class Service:
         """kill -9."""
         assert self._process is not None
         self._process.send_signal(signal.SIGKILL)
-        self._process.wait(10)
+        self._process.wait(PATIENCE)
         self._close()
 
     def stop(self) -> int:
@@ -107,10 +104,10 @@ class Service:
             return 0
         self._process.send_signal(signal.SIGTERM)
         try:
-            status = self._process.wait(60)
+            status = self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
-            status = self._process.wait(10)
+            status = self._process.wait(PATIENCE)
         self._close()
         return status
 
@@ -171,13 +168,7 @@ class Client:
 
     def wait(self, what: str, done: Callable[[], Any]) -> Any:
         """Poll until ``done()`` is true; returns its value."""
-        end = time.monotonic() + PATIENCE
-        while time.monotonic() < end:
-            value = done()
-            if value:
-                return value
-            time.sleep(0.05)
-        raise AssertionError(f"gave up waiting for {what}\n{self.service.log_tail()}")
+        return wait_until(what, done, self.service.log_tail, pause=0.05)
 
     def status(self, kind: str, resource_id: str) -> str | None:
         """The status of a backup, volume or snapshot; None when it is gone."""
@@ -186,14 +177,16 @@ class Client:
 
     def wait_status(self, kind: str, resource_id: str, *wanted: str | None) -> str | None:
         """Poll until the status is one of ``wanted`` (None: gone)."""
-        seen: list[str | None] = []
+        status: str | None = None
 
         def reached() -> bool:
-            seen.append(self.status(kind, resource_id))
-            return seen[-1] in wanted
+            nonlocal status
+            status = self.status(kind, resource_id)
+            return status in wanted
 
-        self.wait(f"{kind} {resource_id} to be {wanted}, last {seen[-1:]}", reached)
-        return seen[-1]
+        what = f"{kind} {resource_id} to be {wanted}"
+        wait_until(what, reached, lambda: f"it is {status}\n{self.service.log_tail()}", pause=0.05)
+        return status
 
     def create_volume(self, size: int = 1, **fields: Any) -> str:
         """Make a volume and wait until it is available; returns its id."""

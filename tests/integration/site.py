@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,9 +30,8 @@ from tests.servers.keystone import ADMIN_PASSWORD, Keystone, User
 from tests.servers.namespaces import NETWORK, Host, Network, network
 from tests.servers.rabbitmq import RabbitMQ
 from tests.servers.seaweedfs import SeaweedFS
+from tests.waiting import PATIENCE, wait_until
 
-#: How long anything may take before it counts as lost, seconds.
-PATIENCE = 120.0
 EXAMPLE = operating.Section("An example: three hosts")
 #: What makes gunicorn serve the API; one of the hosts has it, and the other one ``backupfw api``.
 GUNICORN = operating.Section("The API under another WSGI server").only("systemd")
@@ -281,23 +279,19 @@ class Site:
 
     def audit(self) -> None:
         """Once everything is at rest, database and store say the same."""
-        found = ""
-        end = time.monotonic() + PATIENCE
-        while time.monotonic() < end:
+        told = ""
+
+        def at_rest() -> bool:
+            nonlocal told
             done = self.command("audit", check=False)
-            found = done.stdout.strip()
-            if (done.returncode, found) == (0, "nothing wrong"):
-                return
-        raise AssertionError(f"{found}\n{done.stderr}\n{self.log_tail()}")
+            told = done.stdout + done.stderr
+            return (done.returncode, done.stdout.strip()) == (0, "nothing wrong")
+
+        wait_until("the audit", at_rest, lambda: f"{told}\n{self.log_tail()}")
 
     def wait(self, what: str, done: Callable[[], Any]) -> Any:
         """Poll until ``done()`` is true; returns its value."""
-        end = time.monotonic() + PATIENCE
-        while time.monotonic() < end:
-            if value := done():
-                return value
-            time.sleep(0.1)
-        raise AssertionError(f"gave up waiting for {what}\n{self.log_tail()}")
+        return wait_until(what, done, self.log_tail, pause=0.1)
 
     # -- the load balancer
 

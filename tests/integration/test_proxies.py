@@ -19,9 +19,10 @@ import pytest
 
 from tests.architecture import operating
 from tests.integration.service import free_port
-from tests.integration.test_wsgi_servers import PATIENCE, Server, written
+from tests.integration.test_wsgi_servers import Server, written
 from tests.servers.programs import find_program
 from tests.servers.tls import make_certificates
+from tests.waiting import PATIENCE
 
 IDLE = 1000
 DRIPPING = 200

@@ -26,9 +26,8 @@ from tests.integration.service import Client, free_port
 from tests.servers import forked
 from tests.servers.databases import PostgreSQL
 from tests.servers.rabbitmq import RabbitMQ
+from tests.waiting import PATIENCE, wait_until
 
-#: How long anything may take before it counts as lost, seconds.
-PATIENCE = 90.0
 APPLICATION = "backupfw.cmd.wsgi:application"
 #: Lets the master ask for the API before it forks: what it then has must not be used by its processes.
 ASKS_FIRST = """
@@ -65,7 +64,7 @@ class Server:
     def _answers(self) -> bool:
         assert self.process.poll() is None, self.log_tail()
         try:
-            with urllib.request.urlopen(f"{self.url}/healthcheck", timeout=30) as answer:
+            with urllib.request.urlopen(f"{self.url}/healthcheck", timeout=PATIENCE) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False
@@ -88,18 +87,13 @@ class Server:
 
     def wait(self, what: str, done: Callable[[], Any]) -> Any:
         """Poll until ``done()`` is true; returns its value."""
-        end = time.monotonic() + PATIENCE
-        while time.monotonic() < end:
-            if value := done():
-                return value
-            time.sleep(0.05)
-        raise AssertionError(f"gave up waiting for {what}\n{self.log_tail()}")
+        return wait_until(what, done, self.log_tail, pause=0.05)
 
     def close(self) -> None:
         """End it and its processes."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(30)
+        self.process.wait(PATIENCE)
 
 
 @contextmanager
@@ -217,7 +211,7 @@ class Worker:
     def close(self) -> None:
         """kill -9."""
         os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.communicate(timeout=30)
+        self._process.communicate(timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("kind", [gunicorn, ours])

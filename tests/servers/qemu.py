@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.servers.programs import missing_programs
+from tests.waiting import wait_until
 
 PROGRAMS = ("qemu-system-x86_64", "qemu-img", "qemu-nbd", "qemu-io")
 
@@ -50,16 +51,16 @@ class Machine:
         for path in (self.monitor, self._own):
             words += ["-qmp", f"unix:{path},server=on,wait=off"]
         self._process = subprocess.Popen(["qemu-system-x86_64", *words])
-        give_up = time.monotonic() + 60
-        while True:
-            try:
-                self._connect()
-                break
-            except OSError:
-                assert time.monotonic() < give_up
-                time.sleep(0.02)
+        wait_until("the machine to take commands", self._connected)
         for node in self.disks:
             self._attach(node)
+
+    def _connected(self) -> bool:
+        try:
+            self._connect()
+        except OSError:
+            return False
+        return True
 
     def _connect(self) -> None:
         connection = socket.socket(socket.AF_UNIX)
@@ -119,10 +120,7 @@ class Machine:
                 time.sleep(0.02)
             self.qmp("blockdev-del", **{"node-name": name.removesuffix("-f")})
         self.qmp("device_del", id=f"d-{node}")
-        give_up = time.monotonic() + 60
-        while f"d-{node}" in json.dumps(self.qmp("query-block")):
-            assert time.monotonic() < give_up
-            time.sleep(0.02)
+        wait_until(f"the end of {node}", lambda: f"d-{node}" not in json.dumps(self.qmp("query-block")))
         self.qmp("blockdev-del", **{"node-name": node})
         self.disks.pop(node).unlink(missing_ok=True)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket as connecting
 import subprocess
 import tempfile
-import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from backupfw.testing.volume import Subject, VolumeProviderTests, adopted
 from backupfw.volume.base import Capabilities, Needed, VolumeProvider, VolumeRef
 from backupfw.volume.nbd.client import Client, Server
 from tests.servers.qemu import Machine, machine, qemu_missing, run
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.server
 
@@ -248,15 +248,13 @@ def serve(server: dict[str, subprocess.Popen[bytes]], path: Path) -> Path:
         str(path),
     ]
     server[str(path)] = subprocess.Popen(words)
-    give_up = time.monotonic() + 60
-    while True:
+
+    def answers() -> bool:
         with connecting.socket(connecting.AF_UNIX) as connection:
-            try:
-                connection.connect(str(socket))
-                return socket
-            except OSError:
-                assert time.monotonic() < give_up
-                time.sleep(0.01)
+            return connection.connect_ex(str(socket)) == 0
+
+    wait_until("the server", answers)
+    return socket
 
 
 class Named(NbdProvider):
@@ -387,10 +385,7 @@ class Exporter:
         ]
         words += ["--nbd-server", f"addr.type=unix,addr.path={self.socket},max-connections=0"]
         self._process = subprocess.Popen(["qemu-storage-daemon", *words])
-        give_up = time.monotonic() + 60
-        while not (self._monitor.exists() and self.socket.exists()):
-            assert time.monotonic() < give_up
-            time.sleep(0.02)
+        wait_until("the server", lambda: self._monitor.exists() and self.socket.exists())
         self._qmp = Monitor(str(self._monitor), 20)
         for node in self.states:
             self._attach(node)
@@ -478,10 +473,11 @@ class Exporter:
     def _end(self, name: str) -> None:
         """End an export, with the bitmaps that were made for it."""
         self._qmp.run("block-export-del", id=name, mode="hard")
-        give_up = time.monotonic() + 60
-        while any(one["id"] == name for one in self._qmp.run("query-block-exports")):
-            assert time.monotonic() < give_up
-            time.sleep(0.005)
+        wait_until(
+            f"the end of {name}",
+            lambda: all(one["id"] != name for one in self._qmp.run("query-block-exports")),
+            pause=0.005,
+        )
         for node in self._qmp.run("query-named-block-nodes", flat=True):
             for bitmap in node.get("dirty-bitmaps", []) if node["node-name"] == name else ():
                 if bitmap["name"].startswith("backup"):

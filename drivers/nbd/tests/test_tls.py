@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from backupfw.volume.base import VolumeRef
 from tests.servers.ports import free_port
 from tests.servers.qemu import qemu_missing
 from tests.servers.tls import Authority, tls_missing
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.server
 
@@ -98,14 +98,18 @@ def provider(**options: object) -> NbdProvider:
 
 def adopt(where: str, **options: object) -> VolumeRef:
     """Adopt an export; wait for its server to start."""
-    give_up = time.monotonic() + 60
-    while True:
+
+    def reached() -> VolumeRef | None:
         try:
             return adopted(provider(**options), f"nbds{where}")
         except InvalidInput as error:
-            if "cannot be reached" not in str(error) or time.monotonic() > give_up:
+            if "cannot be reached" not in str(error):
                 raise
-            time.sleep(0.02)
+            return None
+
+    found = wait_until(f"the server of {where}", reached)
+    assert found is not None
+    return found
 
 
 def refused(where: str, why: str, **options: object) -> None:

@@ -9,16 +9,16 @@ the checks that stand here.
 from __future__ import annotations
 
 import re
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import requests
 
 from tests.integration.clients.table import REPLAYED, Shown
-from tests.integration.service import PATIENCE, Service, running
+from tests.integration.service import Service, running
+from tests.waiting import PATIENCE, wait_until
 
 #: A project that Keystone could have made.
 PROJECT = uuid.UUID(int=7).hex
@@ -40,7 +40,7 @@ class Caller:
         if microversion is not None:
             headers["OpenStack-API-Version"] = f"volume {microversion}"
         url = path if path.startswith("http") else self.base + path
-        answer = requests.request(method, url, json=body, headers=headers, timeout=30)
+        answer = requests.request(method, url, json=body, headers=headers, timeout=PATIENCE)
         assert answer.status_code == status, f"{method} {url}: {answer.status_code} {answer.text}"
         if microversion is not None:
             # Clients with a microversion insist on the echo.
@@ -56,23 +56,15 @@ class Caller:
             assert found["status"] in pending | {wanted}, found
             return found if found["status"] == wanted else None
 
-        return wait(reached)
+        return wait_until(path, reached, pause=0.1)
 
     def gone(self, path: str) -> None:
         """Ask until it is 404."""
         headers = {"X-Auth-Token": f"tester:{PROJECT}:admin"}
-        wait(lambda: requests.get(self.base + path, headers=headers, timeout=30).status_code == 404)
-
-
-def wait(done: Callable[[], Any]) -> Any:
-    """Poll until something is true; returns it."""
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        value = done()
-        if value:
-            return value
-        time.sleep(0.1)
-    raise AssertionError("gave up waiting")
+        url = self.base + path
+        wait_until(
+            path, lambda: requests.get(url, headers=headers, timeout=PATIENCE).status_code == 404, pause=0.1
+        )
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import argparse
 import io
 import random
 import shutil
-import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -20,10 +19,9 @@ from backupfw.cmd import main as command
 from backupfw.conf import logging
 from backupfw.context import RequestContext
 from backupfw.manager.usecases.backups import BackupManager
+from tests.waiting import wait_until
 
 CTX = RequestContext("demo", "tester", frozenset({"admin"}), is_admin=True)
-#: How long a backup may take before it counts as lost, seconds.
-PATIENCE = 120.0
 
 
 @dataclass(frozen=True)
@@ -88,10 +86,8 @@ def backed_up(
         CTX, volume_id=volume, name=None, description=None, container=container,
         incremental=incremental, force=False, snapshot_id=None,
     )  # fmt: skip
-    end = time.monotonic() + PATIENCE
-    while (status := backups.get(CTX, made.id).status) == "creating" and time.monotonic() < end:
-        time.sleep(0.02)
-    assert status == "available"
+    wait_until("the backup", lambda: backups.get(CTX, made.id).status != "creating")
+    assert backups.get(CTX, made.id).status == "available"
     return made.id
 
 

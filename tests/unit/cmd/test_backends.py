@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -21,7 +20,8 @@ from backupfw.manager.rules.volume_types import VolumeTypeManager
 from backupfw.manager.usecases.backups import BackupManager
 from backupfw.manager.usecases.volumes import VolumeManager
 from backupfw.volume.base import API_VERSION
-from tests.unit.cmd.conftest import CTX, PATIENCE, Run, backed_up, load_conf
+from tests.unit.cmd.conftest import CTX, Run, backed_up, load_conf
+from tests.waiting import wait_until
 
 MIB = 1 << 20
 
@@ -68,11 +68,9 @@ def shown(run: Run, volume: str) -> dict[str, Any]:
 
 def settled(volumes: VolumeManager, volume: str) -> str:
     """Wait until nothing works on a volume any more; returns its status."""
-    end = time.monotonic() + PATIENCE
-    while (status := volumes.get(CTX, volume).status) in ("restoring-backup", "backing-up", "creating"):
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    return status
+    working = ("restoring-backup", "backing-up", "creating")
+    wait_until(f"volume {volume}", lambda: volumes.get(CTX, volume).status not in working)
+    return volumes.get(CTX, volume).status
 
 
 def test_volumes_are_made_backed_up_and_restored_across(
@@ -142,10 +140,7 @@ def test_what_is_in_a_back_end_that_is_not_enabled_waits_and_is_told(
         assert settled(volumes, new) == "available"
         assert volumes.get(CTX, new).backend == "local"
         lost = backups.create(CTX, volume_id=there).id
-        end = time.monotonic() + PATIENCE
-        while backups.get(CTX, lost).status == "creating":
-            assert time.monotonic() < end
-            time.sleep(0.1)
+        wait_until("the end of the backup", lambda: backups.get(CTX, lost).status != "creating")
         failed = backups.get(CTX, lost)
         assert (failed.status, failed.fail_reason) == (
             "error",

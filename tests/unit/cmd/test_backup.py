@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,8 @@ from backupfw.db import models
 from backupfw.engine import sweep as engine_sweep
 from backupfw.errors import NotFound
 from backupfw.manager.usecases.backups import BackupManager
-from tests.unit.cmd.conftest import CTX, PATIENCE, Run, adopted, backed_up, load_conf
+from tests.unit.cmd.conftest import CTX, Run, adopted, backed_up, load_conf
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -36,12 +35,14 @@ def objects(state: Path) -> list[Path]:
 
 
 def _wait_until_gone(backups: BackupManager, backup: str) -> None:
-    end = time.monotonic() + PATIENCE
-    with suppress(NotFound):
-        while time.monotonic() < end:
+    def gone() -> bool:
+        try:
             backups.get(CTX, backup)
-            time.sleep(0.02)
-        raise AssertionError(f"backup {backup} is still there")
+        except NotFound:
+            return True
+        return False
+
+    wait_until(f"the end of backup {backup}", gone)
 
 
 def test_the_figures_are_true(state: Path, shown: dict[str, Any]) -> None:
@@ -229,9 +230,7 @@ def test_sweep_removes_containers_that_are_empty_and_unused(run: Run, state: Pat
         assert (state / "store" / "mine").is_dir()
         backups.delete(CTX, made)
         _wait_until_gone(backups, made)
-        end = time.monotonic() + PATIENCE
-        while objects(state) and time.monotonic() < end:
-            time.sleep(0.02)
+        wait_until("the end of its objects", lambda: not objects(state))
     (state / "store" / "volumebackups").mkdir(exist_ok=True)
     assert run("sweep", "--dry-run").status == 0
     # A service that makes none has to be given the next one, too.

@@ -8,7 +8,6 @@ import hashlib
 import json
 import random
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from tests.unit.cmd.test_recovery import lose_the_database
 from tests.unit.engine.fakes import BLOCK, FakeControl, MemoryTarget, memory_container
 from tests.unit.engine.test_content_digest import digest_of
 from tests.unit.engine.test_data_path import run as engine_backup
+from tests.waiting import wait_until
 
 SAMPLE = sample("posix-zlib")
 IDS = [one["backup_id"] for one in SAMPLE.backups]
@@ -184,10 +184,7 @@ def test_a_chain_is_converted_and_then_needs_cinders_objects_no_more(
     done = run("backup", "copy", "--all", "--remove", "old")
     assert done.status == 0, done.err
     # Tasks of their own remove the objects.
-    end = time.monotonic() + 60
-    while left := [path for path in old.rglob("volume_*") if path.is_file()]:
-        assert time.monotonic() < end, left
-        time.sleep(0.05)
+    wait_until("their end", lambda: not [path for path in old.rglob("volume_*") if path.is_file()])
     for number, expected in enumerate(SAMPLE.backups):
         assert restored(run, tmp_path, number) == expected["sha256_of_volume"]
     for number in (0, 2, 1):
@@ -216,10 +213,10 @@ def test_what_was_converted_is_known_again_after_a_rebuild(run: Run, state: Path
     with service.EmbeddedService(load_conf(state)):
         for backup in (IDS[1], IDS[0], IDS[2]):
             assert run("backup", "delete", backup).status == 0
-        end = time.monotonic() + 60
-        while left := [path for path in old.rglob("volume_*_metadata") if "exports" not in path.parts]:
-            assert time.monotonic() < end, left
-            time.sleep(0.05)
+        wait_until(
+            "the end of what is no export",
+            lambda: not [path for path in old.rglob("volume_*_metadata") if "exports" not in path.parts],
+        )
     assert [path for path in (old / "exports").rglob("*") if path.is_file()] == exported
     assert run("audit").status == 0
 

@@ -12,9 +12,7 @@ import pytest
 
 from backupfw.cmd import main
 from tests.unit.cmd.conftest import Run
-
-#: How long a shell may take to answer, seconds.
-PATIENCE = 60.0
+from tests.waiting import PATIENCE
 
 Offered = Callable[[str], set[str]]
 

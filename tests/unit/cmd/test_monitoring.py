@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -27,11 +26,12 @@ from backupfw.db.session import now
 from tests.servers.ports import free_port
 from tests.unit.cmd.conftest import Run, load_conf
 from tests.unit.manager.policies.support import PolicyWorld
+from tests.waiting import PATIENCE, wait_until
 
 
 def get(url: str) -> tuple[int, bytes]:
     try:
-        with urllib.request.urlopen(url, timeout=30) as answer:
+        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -61,7 +61,7 @@ def served(run: Run, state: Path, tmp_path: Path) -> Iterator[tuple[str, str, An
 def api(url: str, path: str, body: Any = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     asked = urllib.request.Request(f"{url}v3/demo{path}", data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(asked, timeout=30) as answer:
+    with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:
         return json.load(answer)
 
 
@@ -74,10 +74,8 @@ def test_a_backup_in_figures(served: tuple[str, str, Any], monkeypatch: pytest.M
     for incremental in (False, True):
         body = {"backup": {"volume_id": volume["id"], "incremental": incremental}}
         made = api(url, "/backups", body)["backup"]["id"]
-        end = time.monotonic() + 60
-        while api(url, f"/backups/{made}")["backup"]["status"] != "available":
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        path = f"/backups/{made}"
+        wait_until("the backup", lambda path=path: api(url, path)["backup"]["status"] == "available")
     status, answer = get(f"{listener}/metrics")
     assert status == 200
     found = figures(answer)
@@ -166,16 +164,13 @@ def test_connections_that_ask_nothing_keep_nobody_out(sent: bytes, monkeypatch: 
     with closing(listener), ExitStack() as stack:
         before = threading.active_count()
         for _ in range(4 * CONNECTIONS):
-            sock = stack.enter_context(socket.create_connection(("127.0.0.1", port), 30))
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE))
             with suppress(ConnectionError):
                 sock.sendall(sent)
         for path in ("/live", "/metrics"):
             assert get(f"http://127.0.0.1:{port}{path}")[0] == 200
         # Those that were ended may take a moment.
-        end = time.monotonic() + 30
-        while threading.active_count() > before + CONNECTIONS and time.monotonic() < end:
-            time.sleep(0.05)
-        assert threading.active_count() <= before + CONNECTIONS
+        wait_until("their end", lambda: threading.active_count() <= before + CONNECTIONS)
 
 
 def test_the_queue_gets_older(run: Run, state: Path, backup_id: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from backupfw.db.session import Database
 from backupfw.manager.queue import tasks
 from backupfw.manager.queue.tasks import Tasks
 from tests.unit.db.conftest import db, mariadb_url, postgresql_url
+from tests.waiting import wait_until
 
 __all__ = ["db", "mariadb_url", "postgresql_url"]
 
@@ -83,10 +83,7 @@ def test_a_process_leaves_alone_what_another_of_its_host_works_on(
 def test_the_one_process_of_a_state_directory_goes_on_at_once(db: Database, conf: Any, running: int) -> None:
     before = lease(db, running)
     with service.EmbeddedService(conf):
-        end = time.monotonic() + 60
-        while lease(db, running) == before:
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        wait_until("another lease", lambda: lease(db, running) != before)
 
 
 @pytest.mark.parametrize("db", ["sqlite"], indirect=True)

@@ -6,24 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE, wait_until
+
 pytestmark = pytest.mark.check
-
-PATIENCE = 60.0
-
-
-def wait(what: str, done: Callable[[], object]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not done():
-        assert time.monotonic() < end, f"gave up waiting for {what}"
-        time.sleep(0.05)
-
 
 PROGRAM = ("-m", "backupfw.cmd.main")
 #: The same, with a task that never lets its process stop.
@@ -114,7 +105,8 @@ def test_every_process_reads_its_configuration_again(master: Master) -> None:
     text = master.config.read_text()
     master.config.write_text(text.replace("max_running = 3", "max_running = 4"))
     master.process.send_signal(signal.SIGHUP)
-    wait("both processes to read", lambda: master.log.read_text().count("Read the configuration again") == 2)
+    again = "Read the configuration again"
+    wait_until("both processes to read", lambda: master.log.read_text().count(again) == 2)
     assert master.log.read_text().count("max_running") >= 2
     assert len(master.children()) == 2
 
@@ -123,7 +115,7 @@ def test_the_processes_end_with_their_master(master: Master) -> None:
     children = master.children()
     master.process.kill()
     master.process.wait(PATIENCE)
-    wait("the processes to end", lambda: not [pid for pid in children if running(pid)])
+    wait_until("the processes to end", lambda: not [pid for pid in children if running(pid)])
 
 
 def test_a_process_that_does_not_stop_in_time_is_reported_by_the_status(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import time
 import uuid
 from contextlib import closing
 from dataclasses import replace
@@ -31,9 +30,10 @@ from backupfw.manager.usecases.backups import BackupManager
 from backupfw.worker import holding
 from backupfw.worker.handlers.backup_import import manifest_facts
 from backupfw.worker.stores import Stores
-from tests.unit.cmd.conftest import CTX, PATIENCE, Run, adopted, backed_up, load_conf
+from tests.unit.cmd.conftest import CTX, Run, adopted, backed_up, load_conf
 from tests.unit.cmd.test_backup import _wait_until_gone, objects
 from tests.unit.cmd.test_verify import Chain, chain, made
+from tests.waiting import wait_until
 
 __all__ = ["chain", "made"]
 
@@ -378,9 +378,7 @@ def test_a_living_service_is_not_taken_over(chain: Chain, monkeypatch: pytest.Mo
         (new / "backupfw.conf").write_text(f"[store:main]\npath = {old / 'store'}\n")
         assert main(["db", "sync", "--state-dir", str(new)]) == 0
         words = ["catalogue", "rebuild", "--store", "main", "--take-over", installation(old)]
-        end = time.monotonic() + PATIENCE
-        while not [one for one in found.iterdir() if ".holder" in one.name] and time.monotonic() < end:
-            time.sleep(0.02)
+        wait_until("its holder object", lambda: [one for one in found.iterdir() if ".holder" in one.name])
         assert main([*words, "--state-dir", str(new)]) == 1
         assert installation(new) != installation(old)
         assert backups(new) == {}

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.cmd.conftest import Run
+from tests.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.check
 
@@ -36,7 +36,7 @@ def serving(state: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        assert line.startswith("backupfw ready on http://127.0.0.1:"), process.communicate(timeout=20)
+        assert line.startswith("backupfw ready on http://127.0.0.1:"), process.communicate(timeout=PATIENCE)
         assert line.endswith(f"(state {state})\n")
         url = line.split()[3]
         assert process.stdout.readline().startswith(f"backupfw console on {url}console/ (token ")
@@ -44,7 +44,7 @@ def serving(state: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate(timeout=20)
+        process.communicate(timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -52,11 +52,11 @@ def test_it_answers_and_ends(serving: tuple[subprocess.Popen[str], str], number:
     process, url = serving
     # 300: a choice of versions; urllib takes it for an error.
     with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(url, timeout=20)
+        urllib.request.urlopen(url, timeout=PATIENCE)
     assert caught.value.code == 300
     assert json.load(caught.value)["versions"]
     process.send_signal(number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     assert out == "", "the service says only where it and its console are"
     assert "Traceback" not in err
@@ -86,26 +86,26 @@ def test_hangup_reads_the_configuration_again(state: Path) -> None:
         process.send_signal(signal.SIGHUP)
         assert "max_bytes_per_second: " in log_line(process, "The configuration stays as it was")
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE)
         assert process.returncode == 0
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate(timeout=20)
+        process.communicate(timeout=PATIENCE)
 
 
 def test_volumes_are_made_while_it_runs(serving: tuple[subprocess.Popen[str], str], run: Run) -> None:
     _process, url = serving
     done = run("volume", "create", "--size", "1", "--project", "p7")
     assert done.status == 0, done.err
-    with urllib.request.urlopen(f"{url}v2/p7/volumes/{done.out.strip()}", timeout=20) as answer:
+    with urllib.request.urlopen(f"{url}v2/p7/volumes/{done.out.strip()}", timeout=PATIENCE) as answer:
         assert json.load(answer)["volume"]["status"] == "available"
 
 
 def test_a_second_one_on_the_same_state_is_refused(
     serving: tuple[subprocess.Popen[str], str], state: Path
 ) -> None:
-    out, err = start("serve", "--state-dir", str(state), "--port", "0").communicate(timeout=30)
+    out, err = start("serve", "--state-dir", str(state), "--port", "0").communicate(timeout=PATIENCE)
     assert out == ""
     assert err == f"backupfw: state directory {state}: another backupfw service runs on it\n"
     assert serving[0].poll() is None
@@ -124,7 +124,7 @@ def test_a_wrong_configuration_ends_it_before_it_listens(state: Path, text: str,
     state.mkdir()
     (state / "backupfw.conf").write_text(text)
     process = start("serve", "--state-dir", str(state))
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (1, "")
     assert said in err
     assert len(err.splitlines()) == 1
@@ -137,14 +137,14 @@ def test_a_port_that_is_taken(state: Path) -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         process = start("serve", "--state-dir", str(state), "--port", port)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (1, "")
     assert f"[api], options listen and port: 127.0.0.1, port {port}: Address already" in err.splitlines()[-1]
     assert "Traceback" not in err
 
 
 def test_api_and_worker_apart(state: Path) -> None:
-    assert start("db", "sync", "--state-dir", str(state)).wait(60) == 0
+    assert start("db", "sync", "--state-dir", str(state)).wait(PATIENCE) == 0
     worker = start("worker", "--state-dir", str(state))
     api = start("api", "--state-dir", str(state), "--port", "0")
     try:
@@ -158,20 +158,20 @@ def test_api_and_worker_apart(state: Path) -> None:
             data=b'{"volume": {"size": 1}}',
             headers={"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             volume = json.load(answer)["volume"]["id"]
-        for _ in range(400):
-            time.sleep(0.05)
-            with urllib.request.urlopen(f"{line.split()[4]}v2/p/volumes/{volume}", timeout=20) as answer:
-                if json.load(answer)["volume"]["status"] == "available":
-                    break
-        else:
-            pytest.fail("the worker did not make the volume")
+
+        def made() -> bool:
+            where = f"{line.split()[4]}v2/p/volumes/{volume}"
+            with urllib.request.urlopen(where, timeout=PATIENCE) as answer:
+                return bool(json.load(answer)["volume"]["status"] == "available")
+
+        wait_until("the worker to make the volume", made)
     finally:
         for process in (worker, api):
             process.terminate()
     for process in (worker, api):
-        _out, err = process.communicate(timeout=30)
+        _out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, err
 
 
@@ -182,18 +182,18 @@ def test_what_it_is_served_with_counts_for_other_commands(state: Path, tmp_path:
     try:
         assert process.stdout is not None
         assert "ready" in process.stdout.readline()
-        out, _err = start("config", "check", "--state-dir", str(state)).communicate(timeout=30)
+        out, _err = start("config", "check", "--state-dir", str(state)).communicate(timeout=PATIENCE)
         assert "store away: driver posix" in out
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE)
     # Until it is served with others.
     process = start("serve", "--state-dir", str(state), "--port", "0")
     try:
         assert process.stdout is not None
         assert "ready" in process.stdout.readline()
-        out, _err = start("config", "check", "--state-dir", str(state)).communicate(timeout=30)
+        out, _err = start("config", "check", "--state-dir", str(state)).communicate(timeout=PATIENCE)
         assert "store away" not in out
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE)

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE
+
 pytestmark = pytest.mark.check
 
-#: How long anything may take before it counts as lost, seconds.
-PATIENCE = 90.0
 COMMAND = ("-m", "backupfw.cmd.main")
 
 #: The signal reaches a thread that is not the main one, as the kernel may choose.
@@ -39,6 +39,7 @@ from backupfw.cmd.signals import until_stopped
 with until_stopped(lambda: None, 0.5) as stop:
     print("ready", flush=True)
     stop.wait()
+    print("told", flush=True)
     threading.Event().wait()
 """
 #: A worker process that takes long until it has handlers of its own.
@@ -123,7 +124,7 @@ def test_a_second_one_ends_it_at_once(start: Start) -> None:
     assert line(process) == "ready\n"
     process.send_signal(signal.SIGTERM)
     # Two that wait are one.
-    time.sleep(0.5)
+    assert line(process) == "told\n"
     process.send_signal(signal.SIGTERM)
     assert process.wait(PATIENCE) == 128 + signal.SIGTERM
 

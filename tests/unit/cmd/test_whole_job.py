@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +16,9 @@ from unittest.mock import Mock
 import pytest
 
 from backupfw.cmd import service, usecases, waiting
-from tests.unit.cmd.conftest import PATIENCE, Outcome, Run, load_conf
+from tests.unit.cmd.conftest import Outcome, Run, load_conf
 from tests.unit.cmd.test_serve import start
+from tests.waiting import PATIENCE, wait_until
 
 MIB = 1 << 20
 MISSING = "00000000-0000-4000-8000-000000000000"
@@ -122,7 +122,7 @@ def test_the_whole_job_beside_a_service_and_after_it(
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.communicate(timeout=60)
+            process.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
@@ -168,9 +168,7 @@ def test_without_a_service_what_only_a_worker_does_stays_queued(
         deleted = run("backup", "delete", backup)
         assert done_silently(deleted)
         # The volume is free when its queued backup was made, which nothing waits for here.
-        end = time.monotonic() + PATIENCE
-        while shown(run, "backup", second)["status"] == "creating" and time.monotonic() < end:
-            time.sleep(0.05)
+        wait_until("the backup", lambda: shown(run, "backup", second)["status"] != "creating")
         assert done(run("backup", "create", volume, "--incremental"))
     assert shown(run, "backup", second)["status"] == "available"
 

@@ -7,8 +7,7 @@ import hmac
 import json
 import socketserver
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from email import message_from_bytes, policy
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -27,6 +26,7 @@ from backupfw.dispatch import alerts as module
 from backupfw.dispatch.alerts import Alerts, AlertsNotSent, Mail, Webhook
 from backupfw.errors import ConfigError
 from backupfw.manager.queue import outbox
+from tests.waiting import PATIENCE, wait_until
 
 ALERT = {
     "id": 7,
@@ -35,8 +35,6 @@ ALERT = {
     "text": "Down … for long.",
     "store": "main",
 }
-#: Longest wait for another thread, seconds.
-PATIENCE = 20.0
 
 
 class Post(BaseHTTPRequestHandler):
@@ -226,13 +224,6 @@ def test_options_that_do_not_go_together(values: dict[str, Any], named: str) -> 
         options.check(configured(webhook_url=url))
 
 
-def eventually(done: Callable[[], object]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not done():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def test_a_process_sends_what_is_stored(
     hooks: Hooks, office: PostOffice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,14 +237,15 @@ def test_a_process_sends_what_is_stored(
         Base.metadata.create_all(db.engine)
         with service.sending_events(conf, db) as box:
             service.tell_of_store(box, "node1", "main", 300.4, False)
-            eventually(lambda: office.mails)
-            eventually(lambda: len(hooks.posted) > 1)
+            wait_until("a mail", lambda: office.mails)
+            wait_until("two posts", lambda: len(hooks.posted) > 1)
         hooks.posted.clear()
         hooks.status = 204
         with service.sending_events(conf, db) as box:
             service.tell_of_store(box, "node1", "main", 90, True)
-            eventually(
-                lambda: len(hooks.posted) == 2 or b"store.up" in b"".join(each[2] for each in hooks.posted)
+            wait_until(
+                "both to be told",
+                lambda: len(hooks.posted) == 2 or b"store.up" in b"".join(each[2] for each in hooks.posted),
             )
         told = [one["text"] for _path, _headers, body in hooks.posted for one in json.loads(body)["alerts"]]
         assert told == [

@@ -13,8 +13,7 @@ from backupfw.conf import messaging
 from backupfw.dispatch import messages
 from backupfw.dispatch.messages import MessageDispatch
 from backupfw.errors import ConfigError
-
-PATIENCE = 30.0
+from tests.waiting import PATIENCE
 
 
 def make_conf(url: str, folder: Path) -> cfg.ConfigOpts:

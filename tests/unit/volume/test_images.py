@@ -8,8 +8,6 @@ import socket
 import struct
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,6 +26,7 @@ from backupfw.volume.local import provider as provider_module
 from backupfw.volume.local.provider import LocalProvider
 from tests.servers.programs import missing_programs
 from tests.unit.volume.helpers import make_provider, read_all
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.server
 
@@ -82,13 +81,6 @@ def running(directory: Path) -> list[str]:
             if b"qemu-nbd" in words and any(file.startswith(f"{directory}/") for file in files):
                 found.append(entry.name)
     return found
-
-
-def eventually(is_true: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + 60
-    while not is_true():
-        assert time.monotonic() < give_up
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +232,7 @@ def test_an_image_that_names_another_file_since_it_was_adopted_is_refused(
         patch.setattr(provider_module, "Chain", judged_before)
         with pytest.raises(StorageChanged, match="names other files"):
             provider.open_point(volume, "p")
-    eventually(lambda: not running(tmp_path))
+    wait_until("the end of qemu-nbd", lambda: not running(tmp_path))
 
 
 def test_a_backing_chain_in_a_named_directory_is_read(tmp_path: Path) -> None:
@@ -275,7 +267,7 @@ def test_an_image_that_a_machine_uses_is_in_use(provider: LocalProvider, tmp_pat
     place = tmp_path / "machine.sock"
     machine = subprocess.Popen(["qemu-nbd", "-t", "-f", "qcow2", "-k", str(place), str(image)])
     try:
-        eventually(place.exists)
+        wait_until("the socket", place.exists)
         with pytest.raises(InvalidInput, match="--in-use"):
             provider.adopt(str(image))
         assert provider.adopt(str(image), in_use=True).length == LENGTH
@@ -391,7 +383,7 @@ def test_a_later_attempt_ends_the_earlier_ones_process(provider: LocalProvider, 
             with pytest.raises(TargetError, match="later"):
                 provider.open_target(volume, 1)
     assert read_all(provider, volume)[:5] == b"late "
-    eventually(lambda: not running(tmp_path))
+    wait_until("the end of qemu-nbd", lambda: not running(tmp_path))
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -421,7 +413,7 @@ def test_a_killed_workers_process_writes_no_more(
     finally:
         child.kill()
         child.wait()
-    eventually(lambda: not running(tmp_path))
+    wait_until("the end of qemu-nbd", lambda: not running(tmp_path))
 
 
 def test_a_stopped_process_ends_in_an_error(
@@ -436,4 +428,4 @@ def test_a_stopped_process_ends_in_an_error(
     with pytest.raises(Exception, match="did not answer"):
         point.read_into(0, memoryview(bytearray(1000)))
     point.close()
-    eventually(lambda: not running(tmp_path))
+    wait_until("the end of qemu-nbd", lambda: not running(tmp_path))

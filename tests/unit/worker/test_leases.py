@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any
 
 import pytest
 
@@ -14,8 +13,7 @@ from backupfw.manager.rows import Task
 from backupfw.outages import Outages
 from backupfw.worker.control import TaskControl, boot_time
 from backupfw.worker.leases import LeaseKeeper
-
-PATIENCE = 60.0
+from tests.waiting import PATIENCE, wait_until
 
 
 def task(number: int, kind: str = "backup.create") -> Task:
@@ -55,18 +53,11 @@ def keeper() -> Iterator[Keeper]:
     made.close()
 
 
-def until(done: Callable[[], Any]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not done():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def test_all_leases_are_renewed_at_once(keeper: Keeper) -> None:
     for number in range(50):
         keeper.hold(task(number), boot_time())
     keeper.start()
-    until(lambda: len(keeper.asked) >= 3)
+    wait_until("three renewals", lambda: len(keeper.asked) >= 3)
     assert keeper.asked[:3] == [list(range(50))] * 3
 
 
@@ -82,7 +73,7 @@ def test_each_hears_what_became_of_it(keeper: Keeper) -> None:
             return True
         return False
 
-    until(lambda: ended(cancelled, TaskCancelled) and ended(lost, TaskLost))
+    wait_until("both to end", lambda: ended(cancelled, TaskCancelled) and ended(lost, TaskLost))
     keeper.close()
     # From the clock as it was before the renewal was sent, not as it is when the answer comes.
     assert kept._deadline <= keeper.deadline(keeper.sent_at)
@@ -119,7 +110,7 @@ def test_reporting_the_progress_of_tasks_holds_no_renewal_up(keeper: Keeper) -> 
 
     keeper.answer = renewed
     keeper.start()
-    until(lambda: len(told) >= 3)
+    wait_until("three renewals", lambda: len(told) >= 3)
     assert told[:3] == [0, 1, 2]
 
 
@@ -138,7 +129,7 @@ def test_a_task_whose_progress_cannot_be_reported_keeps_no_other_from_it(
     for number in (1, 2):
         keeper.hold(task(number), boot_time()).progress(1, 2)
     keeper.start()
-    until(lambda: reported)
+    wait_until("a report", lambda: reported)
     assert set(reported) == {2}
 
 
@@ -151,7 +142,7 @@ def test_a_database_that_fails_leaves_deadlines_alone(keeper: Keeper) -> None:
 
     keeper.answer = broken
     keeper.start()
-    until(lambda: len(keeper.asked) >= 2)
+    wait_until("two renewals", lambda: len(keeper.asked) >= 2)
     assert control._deadline == deadline
 
 
@@ -163,9 +154,9 @@ def test_an_attempt_that_does_not_end_when_it_is_asked_to_loses_its_lease(keeper
         control.cancel()
     cleans_up.left()
     keeper.start()
-    until(lambda: keeper.asked and keeper.asked[-1] == [2, 3, 4])
+    wait_until("the first to be left", lambda: keeper.asked and keeper.asked[-1] == [2, 3, 4])
     asked = len(keeper.asked)
-    until(lambda: len(keeper.asked) > asked + 1)
+    wait_until("two more renewals", lambda: len(keeper.asked) > asked + 1)
     assert keeper.asked[-1] == [2, 3, 4]
     with pytest.raises(TaskLost):
         hangs.check()

@@ -18,9 +18,9 @@ from backupfw.manager.usecases.snapshots import SnapshotManager
 from backupfw.manager.usecases.volumes import VolumeManager
 from tests.unit.engine.fakes import MemoryPoint, MemoryTarget
 from tests.unit.worker.world import SEGMENT, WorkerWorld
+from tests.waiting import PATIENCE
 
 DATA = random.Random(3).randbytes(3 * SEGMENT + 100)
-PATIENCE = 30.0
 
 
 class OpenTransactions:

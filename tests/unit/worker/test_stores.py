@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,8 @@ from backupfw.testing.faults import FaultyStore
 from backupfw.worker import stores as module
 from backupfw.worker.stores import Alarm, StoreDown, Stores
 from tests.unit.manager.support import Conf, check_consistent
-from tests.unit.worker.world import PATIENCE, SEGMENT, WorkerWorld
+from tests.unit.worker.world import SEGMENT, WorkerWorld
+from tests.waiting import PATIENCE, wait_until
 
 DATA = random.Random(3).randbytes(3 * SEGMENT)
 
@@ -62,13 +62,6 @@ def shop(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
     shop = Shop(monkeypatch)
     yield shop
     shop.stores.close()
-
-
-def wait(done: Callable[[], object]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not done():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def answers(stores: Stores, name: str) -> bool:
@@ -126,15 +119,15 @@ def test_one_that_is_down_refuses_at_once_until_it_answers(shop: Shop) -> None:
     assert caught.value.seconds >= 0
     assert answers(shop.stores, "offsite")
     # Asked again and again, in vain.
-    wait(lambda: len(shop.faulty["main"].calls) >= 3)
+    wait_until("three calls", lambda: len(shop.faulty["main"].calls) >= 3)
     assert not answers(shop.stores, "main")
     shop.faulty["main"].heal()
-    wait(lambda: answers(shop.stores, "main"))
+    wait_until("the store to answer", lambda: answers(shop.stores, "main"))
     asked = len(shop.faulty["main"].calls)
     assert {key.split("/")[0] for _, key in shop.faulty["main"].calls} == {"is-it-there"}
     # Nobody asks a store that answers; one that goes down again is asked again.
     shop.stores.failed("main")
-    wait(lambda: answers(shop.stores, "main"))
+    wait_until("the store to answer", lambda: answers(shop.stores, "main"))
     assert len(shop.faulty["main"].calls) == asked + 1
 
 
@@ -142,7 +135,7 @@ def test_one_that_is_down_refuses_at_once_until_it_answers(shop: Shop) -> None:
 def test_whatever_it_answers_the_tasks_shall_hear_it(shop: Shop, error: ChunkStoreError) -> None:
     shop.faulty["main"].fail("get", lambda: error, times=None)
     shop.stores.failed("main")
-    wait(lambda: answers(shop.stores, "main"))
+    wait_until("the store to answer", lambda: answers(shop.stores, "main"))
 
 
 def test_who_must_know_now_has_it_asked_now(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +173,9 @@ def test_closing_ends_the_asking(shop: Shop) -> None:
     shop.faulty["main"].fail("get", times=None)
     shop.stores.failed("main")
     shop.stores.close()
-    wait(lambda: "ask-main" not in {thread.name for thread in threading.enumerate()})
+    wait_until(
+        "its thread to end", lambda: "ask-main" not in {thread.name for thread in threading.enumerate()}
+    )
     shop.stores.failed("main")
     assert "ask-main" not in {thread.name for thread in threading.enumerate()}
 
@@ -344,7 +339,7 @@ def test_who_watches_is_told_once_of_a_store_that_is_down_for_long(
     shop.alarm(Alarm(lambda _store, _seconds, answers: told.append(answers), after))
     shop.faulty["main"].fail("get", times=None)
     shop.stores.failed("main")
-    wait(lambda: len(shop.faulty["main"].calls) >= 5 and told == expected[:1])
+    wait_until("five calls", lambda: len(shop.faulty["main"].calls) >= 5 and told == expected[:1])
     shop.faulty["main"].heal()
-    wait(lambda: answers(shop.stores, "main"))
-    wait(lambda: told == expected)
+    wait_until("the store to answer", lambda: answers(shop.stores, "main"))
+    wait_until("the alarm", lambda: told == expected)

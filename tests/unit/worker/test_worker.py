@@ -31,9 +31,8 @@ from backupfw.worker.handlers.backup_create import TaskJournal
 from tests.unit.db.lost_answers import lost_answers
 from tests.unit.manager.support import check_consistent
 from tests.unit.worker.world import SEGMENT, WorkerWorld
+from tests.waiting import PATIENCE
 
-#: Seconds that something may take on a busy machine.
-PATIENCE = 120.0
 DATA = random.Random(1).randbytes(6 * SEGMENT + 100)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -43,9 +42,9 @@ from backupfw.worker.handlers.backup_import import manifest_facts
 from backupfw.worker.worker import Worker, WorkerSettings
 from tests.unit.engine.fakes import FakeControl, MemoryPoint, MemoryTarget
 from tests.unit.manager.support import WIRE, World
+from tests.waiting import wait_until
 
 SEGMENT = 64 << 10
-PATIENCE = 120.0
 
 
 class MemoryProvider(VolumeProvider):
@@ -238,10 +237,7 @@ class WorkerWorld(World):
 
     def wait(self, done: Callable[[], object], what: str) -> None:
         """Poll until ``done()`` is true."""
-        end = time.monotonic() + PATIENCE
-        while not done():
-            assert time.monotonic() < end, f"gave up waiting for {what}"
-            time.sleep(0.01)
+        wait_until(what, done, pause=0.01)
 
     def wait_backup(self, backup_id: str, status: str | None) -> models.Backup:
         """Poll until a backup has a status; returns its row."""
