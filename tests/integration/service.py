@@ -86,10 +86,14 @@ class Service:
         assert self._process is not None
         return self._process.pid
 
-    def log_tail(self, lines: int = 40) -> str:
-        """The end of the service's log, for messages of failed tests."""
+    def log(self) -> str:
+        """What the service has written."""
         path = self.state.parent / f"{self.state.name}.log"
-        return "\n".join(path.read_text().splitlines()[-lines:]) if path.exists() else ""
+        return path.read_text() if path.exists() else ""
+
+    def log_tail(self, lines: int = 40) -> str:
+        """The end of that, for messages of failed tests."""
+        return "\n".join(self.log().splitlines()[-lines:])
 
     def kill(self) -> None:
         """kill -9."""

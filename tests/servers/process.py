@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-#: How long a server may take to answer; a busy machine is slow.
+#: How long a server may take to answer, or to end in order: a busy machine is slow, and what is killed as it
+#: seems to hang may lose what it was told.
 START_SECONDS = 90.0
 
 
@@ -95,7 +96,7 @@ class ServerProcess:
         if self._process.poll() is None:
             self._process.send_signal(how)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(10)
+                self._process.wait(START_SECONDS)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait(10)
+        self._process.wait(START_SECONDS)

@@ -156,7 +156,7 @@ class TestTempauth:
                 with pytest.raises(Unavailable) as caught:
                     use()
                 assert caught.value.temporary
-            patient = RetryLayer(store, RetryPolicy(tries=60, base=0.5, cap=0.5))
+            patient = RetryLayer(store, RetryPolicy(tries=1000, base=0.5, cap=0.5))
             with ThreadPoolExecutor(1) as pool:
                 putting = pool.submit(patient.put, "c", "new", X)
                 time.sleep(0.5)

@@ -15,6 +15,7 @@ import pytest
 
 from tests.integration.service import Service
 from tests.servers import browser as browsers
+from tests.waiting import PATIENCE
 
 if lacks := browsers.missing():
     pytest.skip(f"not installed: {', '.join(lacks)}", allow_module_level=True)
@@ -42,7 +43,7 @@ class Desk:
     def page(self, **options: Any) -> Iterator[Any]:
         """Yield a page of somebody who is logged in."""
         context = self.browser.new_context(viewport={"width": 1100, "height": 700}, **options)
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(PATIENCE * 1000)
         page = context.new_page()
         page.on("console", lambda message: self.said.append(message.text))
         page.on("pageerror", lambda error: self.said.append(str(error)))

@@ -15,16 +15,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from oslo_config import cfg
 
+from backupfw.cmd import server as module
 from backupfw.cmd.server import ApiServer
 from backupfw.conf import api as api_conf
-
-#: How long anything may take before it counts as lost, seconds.
-PATIENCE = 60.0
+from tests.waiting import PATIENCE, wait_until
 
 
 def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -34,8 +34,8 @@ def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> 
 
 
 @contextmanager
-def served(**options: Any) -> Iterator[int]:
-    """Serve a small application; yields its port."""
+def serving(**options: Any) -> Iterator[ApiServer]:
+    """Serve a small application."""
     conf = cfg.ConfigOpts()
     api_conf.register_opts(conf)
     conf(args=[], default_config_files=[], default_config_dirs=[])
@@ -43,9 +43,20 @@ def served(**options: Any) -> Iterator[int]:
         conf.set_override(name, value, "api")
     server = ApiServer(conf, application)
     try:
-        yield int(server.url.rstrip("/").rpartition(":")[2])
+        yield server
     finally:
         server.close()
+
+
+def port_of(server: ApiServer) -> int:
+    return int(server.url.rstrip("/").rpartition(":")[2])
+
+
+@contextmanager
+def served(**options: Any) -> Iterator[int]:
+    """Serve a small application; yields its port."""
+    with serving(**options) as server:
+        yield port_of(server)
 
 
 def connected(port: int, sent: bytes = b"", host: int = 1) -> socket.socket:
@@ -119,8 +130,10 @@ def test_dripping_wins_no_time() -> None:
 
 def test_a_client_that_does_not_read_is_let_go() -> None:
     many = b"GET /?8000000 HTTP/1.1\r\nHost: x\r\n\r\n"
-    with served(body_timeout=1) as port, connected(port, many) as sock:
-        time.sleep(4)
+    with serving(body_timeout=1) as server, connected(port_of(server), many[:-2]) as sock:
+        (there,) = wait_until("the connection", lambda: list(server._servers[0].active_channels.values()))
+        sock.sendall(many[-2:])
+        wait_until("its end", lambda: not there.connected)
         got = 0
         try:
             while part := sock.recv(1 << 20):
@@ -130,12 +143,17 @@ def test_a_client_that_does_not_read_is_let_go() -> None:
         assert got < 8000000
 
 
-def test_who_goes_on_asking_stays() -> None:
-    with served(idle_timeout=1.5, header_timeout=1.5) as port, connected(port) as sock:
+def test_who_goes_on_asking_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A minute passes between two requests, and the server looks some times meanwhile."""
+    minutes = 0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + 60 * minutes, sleep=time.sleep)
+    monkeypatch.setattr(module, "time", clock)
+    with served(idle_timeout=600, header_timeout=600) as port, connected(port) as sock:
         for _ in range(20):
             sock.sendall(GET)
             assert answer(sock).startswith(b"HTTP/1.1 200")
-            time.sleep(0.2)
+            time.sleep(0.15)
+            minutes += 1
 
 
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])

@@ -172,7 +172,7 @@ def test_two_transactions_that_lock_in_opposite_order_both_end(db: Database) -> 
                 session.flush()  # type: ignore[attr-defined]
                 if db.backend != "sqlite" and not getattr(met, "done", False):
                     met.done = True
-                    barrier.wait(10)
+                    barrier.wait(60)
 
         db.run(work)
 

@@ -44,14 +44,14 @@ def test_revoking_waits_for_a_call_in_flight(tmp_path: Path) -> None:
     def use() -> None:
         with descriptor:
             entered.set()
-            leave.wait(10)
+            leave.wait(60)
 
     thread = threading.Thread(target=use)
     thread.start()
-    entered.wait(10)
+    assert entered.wait(60)
     assert not descriptor.revoke(0.01)
     with pytest.raises(TaskLost), descriptor:
         pass
     leave.set()
-    assert descriptor.revoke(10)
+    assert descriptor.revoke(60)
     thread.join()

@@ -83,14 +83,14 @@ def test_a_write_in_flight_is_waited_for(
     def slow(fd: int, views: list[memoryview], offset: int) -> int:
         if bytes(views[0]) == b"slow":
             in_write.set()
-            go_on.wait(10)
+            go_on.wait(60)
         return real(fd, views, offset)
 
     monkeypatch.setattr(os, "pwritev", slow)
     with provider.open_target(volume, 1) as early:
         thread = threading.Thread(target=early.write, args=(0, [b"slow"]))
         thread.start()
-        in_write.wait(10)
+        assert in_write.wait(60)
         with pytest.raises(TargetError):
             provider.open_target(volume, 2)
         go_on.set()
@@ -106,7 +106,7 @@ def test_a_frozen_writer_of_another_process_is_killed(
     with writer_process(directory, volume, attempt=7) as process:
         freeze(process)
         with provider.open_target(volume, 8) as target:
-            assert process.wait(10) == -signal.SIGKILL
+            assert process.wait(60) == -signal.SIGKILL
             target.write(0, [b"mine"])
             target.flush()
         assert read_all(provider, volume)[:8] == b"mine" + read_all(provider, volume)[4:8]
@@ -167,7 +167,7 @@ def test_a_writer_that_stops_by_itself_is_not_killed(
     with writer_process(directory, volume, attempt=1) as process:
         threading.Timer(0.3, process.terminate).start()
         with provider_with(fence_wait=20).open_target(volume, 2):
-            assert process.wait(10) == -signal.SIGTERM
+            assert process.wait(60) == -signal.SIGTERM
 
 
 def test_an_unknown_holder_is_neither_killed_nor_passed(provider: LocalProvider, volume: VolumeRef) -> None:
@@ -235,7 +235,7 @@ def test_only_the_process_that_is_meant_is_killed() -> None:
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.2)
         assert name.kill()
-        assert process.wait(10) == -signal.SIGKILL
+        assert process.wait(60) == -signal.SIGKILL
         assert name.kill()
 
 

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +20,7 @@ from backupfw.volume import system
 from backupfw.volume.nbd import client as module
 from backupfw.volume.nbd.client import ALLOCATION, ZERO, Client, Server, ServerLost, Tls
 from tests.servers.programs import missing_programs
+from tests.waiting import wait_until
 
 LENGTH = 4 << 20
 
@@ -34,11 +34,11 @@ class Running:
             file.truncate(length)
         command = ["qemu-nbd", "-t", "-e", "8", "-f", "raw", *words, "-k", self.socket, str(self.file)]
         self.process = subprocess.Popen(command)
-        give_up = time.monotonic() + 60
-        while not os.path.exists(self.socket):
-            assert time.monotonic() < give_up
-            time.sleep(0.01)
-        time.sleep(0.05)
+        wait_until("the server", self._answers)
+
+    def _answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as connection:
+            return connection.connect_ex(self.socket) == 0
 
     def client(self, timeout: float = 20) -> Client:
         server = Server(socket=self.socket)
@@ -117,7 +117,7 @@ def test_an_export_in_the_place_of_another_one_is_not_read(running: Running, tmp
 
 @pytest.mark.server
 def test_a_server_that_stops_is_lost_in_time_and_the_process_goes_on(running: Running) -> None:
-    client = running.client(timeout=0.5)
+    client = running.client(timeout=3)
     running.process.send_signal(signal.SIGSTOP)
     steps = 0
 
@@ -198,13 +198,15 @@ def test_what_speaks_no_nbd_is_refused(running: Running, tmp_path: Path, greetin
         def answer() -> None:
             connection, _ = listening.accept()
             connection.sendall(greeting)
-            time.sleep(1)
+            refused.wait(60)
             connection.close()
 
+        refused = threading.Event()
         other = threading.Thread(target=answer)
         other.start()
         with pytest.raises(ServerLost):
             Client([Server(socket=path).begin], timeout=0.5)
+        refused.set()
         other.join()
 
 

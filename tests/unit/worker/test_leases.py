@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from itertools import pairwise
 
 import pytest
 
@@ -110,8 +111,10 @@ def test_reporting_the_progress_of_tasks_holds_no_renewal_up(keeper: Keeper) -> 
 
     keeper.answer = renewed
     keeper.start()
-    wait_until("three renewals", lambda: len(told) >= 3)
-    assert told[:3] == [0, 1, 2]
+    wait_until("renewals after reports", lambda: told and told[-1] >= 2)
+    # A round that this process slept through reports nothing.
+    assert {after - before for before, after in pairwise(told)} <= {0, 1}
+    assert told[0] == 0
 
 
 def test_a_task_whose_progress_cannot_be_reported_keeps_no_other_from_it(
