@@ -72,6 +72,13 @@ def _statements_are_compiled_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _statements_are_looked_at() -> None:
+    from tests import statements
+
+    statements.watch()
+
+
 def pytest_collection_finish() -> None:
     """Let the collector of garbage pass over all that the collection of tests has made.
 
