@@ -74,6 +74,17 @@ def _add_settings(parser: argparse.ArgumentParser, *, new: bool) -> None:
         help="keep what is so much older than the newest: 36h, 30d",
     )
     parser.add_argument("--store", metavar="NAME", type=usecases.text, help="where its backups go")
+    copies = parser.add_mutually_exclusive_group()
+    copies.add_argument(
+        "--copy-to",
+        metavar="STORE",
+        action="append",
+        type=usecases.text,
+        help="copy its backups there, too; repeatable, and all of them are named anew",
+    )
+    copies.add_argument(
+        "--no-copies", dest="copy_to", action="store_const", const=[], help="copy its backups nowhere"
+    )
     parser.add_argument(
         "--full-every", metavar="N", type=_number(1, 1000), help="of so many backups one is full; 1: each"
     )
@@ -88,8 +99,8 @@ def _settings(
     cases: usecases.UseCases,
     args: argparse.Namespace,
     project: str,
-    known: Mapping[str, Mapping[str, Any]],
-) -> dict[str, Mapping[str, Any]]:
+    known: Mapping[str, Any],
+) -> dict[str, Any]:
     """Return the parts of the settings that the options change, with the fields that stay.
 
     :param project: whose volumes can be named.
@@ -103,11 +114,13 @@ def _settings(
         "retention": {name: getattr(args, name) for name in (*(field[0] for field in _RETENTION), "within")},
         "backup": {"store": args.store, "full_every": args.full_every},
     }
-    parts: dict[str, Mapping[str, Any]] = {}
+    parts: dict[str, Any] = {}
     for part, fields in given.items():
         changed = {name: value for name, value in fields.items() if value is not None}
         if changed:
             parts[part] = {**known.get(part, {}), **changed}
+    if args.copy_to is not None:
+        parts["copy_to"] = [{"store": store} for store in args.copy_to]
     if args.all:
         parts["selection"] = {"all": True}
     elif args.metadata:

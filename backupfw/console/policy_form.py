@@ -37,6 +37,7 @@ class Field:
 _COUNTS = ("hourly", "daily", "weekly", "monthly", "yearly")
 _UNITS = ("hours", "days", "weeks", "months", "years")
 VOLUMES = Field("selection", "volume_ids", "Their ids, one a line", kind="lines")
+COPIES = Field("", "copy_to", "Copies", "other stores that get a copy of each backup, one a line", "lines")
 METADATA = Field("selection", "metadata", "Their metadata, all of it, one KEY=VALUE a line", kind="lines")
 #: The fields, as they stand in the form; those of the selection stand there by themselves.
 GROUPS = (
@@ -78,6 +79,7 @@ GROUPS = (
             Field("backup", "store", "Store", "as the operator's rules say if it is empty"),
             Field("backup", "incremental", "Incremental: share with the backup before", kind="flag"),
             Field("backup", "full_every", "Of so many backups one is full", "not needed", "number"),
+            COPIES,
         ),
     ),
     (
@@ -100,6 +102,7 @@ _KEYS = frozenset(field.key for field in (*_FIELDS, VOLUMES, METADATA)) | {"sele
 def filled(policy: BackupPolicy) -> dict[str, str]:
     """Return what a policy has in the fields."""
     own = {
+        COPIES.name: "\n".join(one["store"] for one in policy.settings["copy_to"]) or None,
         "name": policy.display_name,
         "description": policy.display_description,
         "max_concurrent": policy.max_concurrent,
@@ -148,10 +151,11 @@ def body(given: Mapping[str, str], policy: BackupPolicy | None = None) -> dict[s
     found: dict[str, Any] = {"schedule": {}, "backup": {}, "retention": {}}
     for field in _FIELDS:
         (found[field.part] if field.part else found)[field.name] = _value(field, given)
+    found[COPIES.name] = [{"store": line} for line in _lines(given, COPIES.key)]
     # It cannot be left out, and its own message says that it is empty.
     found["schedule"]["cron"] = found["schedule"]["cron"] or ""
     kind = given.get("selection", "")
-    lines = _lines(given, kind) or []
+    lines = _lines(given, f"selection.{kind}")
     if kind == VOLUMES.name:
         found["selection"] = {kind: list(dict.fromkeys(line.lower() for line in lines))}
     elif kind == METADATA.name:
@@ -159,17 +163,16 @@ def body(given: Mapping[str, str], policy: BackupPolicy | None = None) -> dict[s
         found["selection"] = {kind: {key.strip(): value.strip() for key, _, value in pairs}}
     else:
         found["selection"] = {"all": True}
-    if policy is not None and lines == _lines(filled(policy), kind):
-        # Not every pair can be read again from its line: what nobody has changed stays.
-        found["selection"] = policy.settings["selection"]
+    if policy is not None:
+        before = filled(policy)
+        if before["selection"] == kind and lines == _lines(before, f"selection.{kind}"):
+            # Not every pair can be read again from its line: what nobody has changed stays.
+            found["selection"] = policy.settings["selection"]
     return found
 
 
-def _lines(given: Mapping[str, str], kind: str) -> list[str] | None:
-    """Return the lines of the selection of a kind; None: it is of another kind."""
-    if given.get("selection", "") != kind:
-        return None
-    return [line.strip() for line in given.get(f"selection.{kind}", "").splitlines() if line.strip()]
+def _lines(given: Mapping[str, str], key: str) -> list[str]:
+    return [line.strip() for line in given.get(key, "").splitlines() if line.strip()]
 
 
 def _value(field: Field, given: Mapping[str, str]) -> str | int | bool | None:
@@ -196,6 +199,9 @@ def _key(place: tuple[str | int, ...]) -> str:
 def place_of(message: str) -> tuple[str, str]:
     """Return the field that a refusal of the use case names, and what it says; empty: it names none."""
     head, colon, rest = message.partition(": ")
+    if head.startswith(f"{COPIES.key}["):
+        # Which of its lines it is, people see by what is said.
+        head = COPIES.key
     return (head, rest) if colon and head in _KEYS else ("", message)
 
 
@@ -222,6 +228,10 @@ def command(wanted: Mapping[str, Any], beginning: str) -> str:
     for name, value in values.items():
         if value is not None:
             options += [f"--{name.replace('_', '-')}", str(value)]
+    for one in wanted[COPIES.name]:
+        options += ["--copy-to", one["store"]]
+    if not wanted[COPIES.name]:
+        options.append("--no-copies")
     selection = wanted["selection"]
     for volume_id in selection.get("volume_ids", ()):
         options += ["--volume", volume_id]

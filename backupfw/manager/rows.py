@@ -586,7 +586,9 @@ def transfer(row: models.Transfer) -> Transfer:
 
 def backup_policy(row: models.BackupPolicy) -> BackupPolicy:
     """Turn one row into a record."""
-    return BackupPolicy(**columns(row, BackupPolicy))
+    found = BackupPolicy(**columns(row, BackupPolicy))
+    # A release before this one saved no copies.
+    return replace(found, settings={"copy_to": [], **found.settings})
 
 
 def policy_run(row: models.PolicyRun) -> PolicyRun:

@@ -171,6 +171,19 @@ def test_a_policy_is_made_changed_run_paused_and_deleted(cloud: Cloud) -> None:
         cloud.managers.policies.get(_admin(), policy.id)
 
 
+def test_copies(cloud: Cloud) -> None:
+    browser, find = Browser(made(cloud), "alice:demo:member"), cloud.managers.policies.list
+    page = _sent(browser, "policies/new", copy_to=" offsite \r\n").follow()
+    (policy,) = find(_admin()).items
+    assert policy.settings["copy_to"] == [{"store": "offsite"}]
+    assert "copy in offsite" in page.text
+    form = browser.get(f"policies/{policy.id}/edit").forms[1]
+    assert form["copy_to"].value == "offsite"
+    form["copy_to"] = ""
+    form.submit(headers=SAME, status=303)
+    assert find(_admin()).items[0].settings["copy_to"] == []
+
+
 def test_a_policy_of_metadata(cloud: Cloud) -> None:
     browser = Browser(made(cloud), "alice:demo:member")
     _sent(browser, "policies/new", selection="metadata", selection__metadata="tier=gold\r\nowner = me=you")
@@ -232,6 +245,8 @@ def test_metadata_that_its_lines_do_not_say_stays_as_it_is(cloud: Cloud) -> None
         ("retention.within", "3y", "is not a number of hours, days or weeks"),
         ("backup.store", "<script>alert(1)</script>", "there is no store"),
         ("backup.full_every", "0", "is less than the minimum"),
+        ("copy_to", "attic", "there is no store attic"),
+        ("copy_to", "offsite\r\noffsite", "is named twice"),
         ("max_concurrent", "0", "is less than the minimum"),
         ("selection.volume_ids", "nobody", "is not a 'uuid'"),
         ("selection.volume_ids", "00000000-0000-4000-8000-000000000009", "could not be found"),
@@ -297,6 +312,7 @@ def test_the_command_makes_the_same_policy(cloud: Cloud) -> None:
     given = {
         **policy_form.empty(), "name": "it's <b>", "schedule.jitter": "0", "backup.incremental": "",
         "selection": "metadata", "selection.metadata": "tier=very gold", "max_concurrent": "3",
+        "copy_to": "offsite\nvault",
     }  # fmt: skip
     wanted = policy_form.body(given)
     words = shlex.split(policy_form.command(wanted, "backupfw policy create --project demo"))
@@ -305,6 +321,11 @@ def test_the_command_makes_the_same_policy(cloud: Cloud) -> None:
     args = parser.parse_args(words[3:])
     assert (args.name, args.jitter, args.full_every, args.daily) == ("it's <b>", 0, 1, 7)
     assert args.metadata == [("tier", "very gold")]
+    assert args.copy_to == ["offsite", "vault"]
+    none = shlex.split(
+        policy_form.command({**wanted, "copy_to": []}, "backupfw policy create --project demo")
+    )
+    assert parser.parse_args(none[3:]).copy_to == []
     assert json.loads(policy_form.written(wanted))["backup_policy"]["schedule"]["jitter"] == 0
     assert not policy_form.problems(wanted)
 

@@ -36,16 +36,26 @@ RUNS = ListingRules(
 class _Policies(Controller):
     """Base of the controllers of one policy and of all policies."""
 
-    def _wanted(self, req: Request, project_id: str) -> dict[str, Any]:
-        """Return what a body asks for, as the use cases take it.
+    def _enforce_work(self, req: Request, project_id: str, copy_to: object) -> None:
+        """Refuse what the caller could not do by hand.
 
-        A policy makes and deletes backups, so whoever makes or changes one must be allowed to do that.
+        A policy makes and deletes backups, and copies of them, so whoever makes or changes one, or lets one
+        go on, must be allowed to do that.
 
+        :param copy_to: where it copies to, if it does.
         :raises Forbidden: he is not.
         """
-        self.enforce(req, "backup:create", project_id)
-        self.enforce(req, "backup:delete", project_id)
+        for rule in ("backup:create", "backup:delete", *(("backup:copy",) if copy_to else ())):
+            self.enforce(req, rule, project_id)
+
+    def _wanted(self, req: Request, project_id: str, copy_to: object = ()) -> dict[str, Any]:
+        """Return what a body asks for, as the use cases take it.
+
+        :param copy_to: where the policy copies to until now.
+        :raises Forbidden: see above.
+        """
         body: Mapping[str, Any] = req.data["backup_policy"]
+        self._enforce_work(req, project_id, body.get("copy_to", copy_to))
         wanted: dict[str, Any] = {
             field: stripped(body[field]) for field in ("name", "description") if field in body
         }
@@ -78,7 +88,7 @@ class PolicyController(_Policies, ActionsResource):
     @expose("PUT", rule="backup_policy:update", takes=schemas.update)
     def update(self, req: Request, resp: Response) -> dict[str, Any]:
         """``PUT /backup-policies/{id}``: what is not named stays."""
-        wanted = self._wanted(req, self.policy.project_id)
+        wanted = self._wanted(req, self.policy.project_id, self.policy.settings["copy_to"])
         return self._shown(req, self.managers.policies.update(req.context, self.policy.id, **wanted))
 
     @expose("DELETE", rule="backup_policy:delete", status=204)
@@ -99,6 +109,8 @@ class PolicyController(_Policies, ActionsResource):
     def run(self, req: Request, resp: Response) -> dict[str, Any]:
         """Action ``run``: now, besides the schedule."""
         self.enforce(req, "backup:create", self.policy.project_id)
+        if self.policy.settings["copy_to"]:
+            self.enforce(req, "backup:copy", self.policy.project_id)
         begun = self.managers.policies.run(req.context, self.policy.id)
         return {"runs": [views.run(one) for one in begun]}
 
@@ -110,8 +122,7 @@ class PolicyController(_Policies, ActionsResource):
     @action("resume", rule="backup_policy:update", takes=schemas.resume, status=200)
     def resume(self, req: Request, resp: Response) -> dict[str, Any]:
         """Action ``resume``."""
-        self.enforce(req, "backup:create", self.policy.project_id)
-        self.enforce(req, "backup:delete", self.policy.project_id)
+        self._enforce_work(req, self.policy.project_id, self.policy.settings["copy_to"])
         return self._shown(req, self.managers.policies.resume(req.context, self.policy.id))
 
     @action("preview", rule="backup_policy:get", takes=schemas.preview, status=200)

@@ -25,6 +25,8 @@ from backupfw.api.schemas.answer_parts import (
 MOST_VOLUMES = 100
 #: Pairs of metadata that a policy can ask for.
 MOST_PAIRS = 32
+#: Stores to which a policy can copy.
+MOST_COPIES = 5
 #: Minutes: a week.
 _LONGEST_WINDOW = 7 * 24 * 60
 _LARGEST_COUNT = 10000
@@ -67,6 +69,7 @@ _SELECTION = {
     "metadata": {**types.METADATA, "minProperties": 1, "maxProperties": MOST_PAIRS},
     "all": {"enum": [True]},
 }
+_COPY_TO = {"store": {"type": "string", "minLength": 1, "maxLength": 255}}
 _FIELDS: dict[str, Any] = {
     "name": types.NAME,
     "description": types.DESCRIPTION,
@@ -75,6 +78,11 @@ _FIELDS: dict[str, Any] = {
     "backup": {**types.record(_BACKUP), "type": ["object", "null"]},
     "retention": {**types.record(_RETENTION), "type": ["object", "null"]},
     "selection": {**types.record(_SELECTION), "minProperties": 1, "maxProperties": 1},
+    "copy_to": {
+        "type": ["array", "null"],
+        "maxItems": MOST_COPIES,
+        "items": types.record(_COPY_TO, required=["store"]),
+    },
     "max_concurrent": _number(1, _LARGEST_COUNT),
 }
 
@@ -125,6 +133,7 @@ _POLICY = exactly(
             {**dict.fromkeys(_COUNTS, _NUMBER_OR_NULL), "within": TEXT_OR_NULL, "min_keep": NUMBER}
         ),
         "selection": {**types.record(_SELECTION), "minProperties": 1, "maxProperties": 1},
+        "copy_to": {"type": "array", "items": exactly({"store": TEXT})},
         "max_concurrent": _NUMBER_OR_NULL,
         "next_run_at": TIME,
         "created_by": TEXT_OR_NULL,

@@ -46,7 +46,11 @@ Next run ${shown.since(policy.next_run_at, now)}.
 % if policy.settings['backup']['full_every']:
 , of ${policy.settings['backup']['full_every']} one full\
 % endif
-${f", in store {policy.settings['backup']['store']}" if policy.settings['backup']['store'] else ''}</td></tr>
+${f", in store {policy.settings['backup']['store']}" if policy.settings['backup']['store'] else ''}\
+% for one in policy.settings['copy_to']:
+<small>copy in ${one['store']}</small>
+% endfor
+</td></tr>
 <tr><th scope="row">Keeps</th><td>${shown.kept(policy.settings['retention'])}</td></tr>
 </tbody></table></div>
 </section>

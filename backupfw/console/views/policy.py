@@ -7,7 +7,7 @@ from functools import partial
 from backupfw.api.request import Request, Response, expose
 from backupfw.console import calendar, policy_form
 from backupfw.console.page import View, go, number
-from backupfw.console.views.policy_base import MAKES, PolicyBase
+from backupfw.console.views.policy_base import COPIES, MAKES, PolicyBase
 from backupfw.errors import InvalidInput
 from backupfw.manager.policies import settings
 from backupfw.manager.rows import BackupPolicy
@@ -34,6 +34,11 @@ class PolicyPage(PolicyBase):
         self.policy = self.site.managers.policies.get(req.context, self.parts[0].lower())
         return self.policy.project_id
 
+    def _rules(self, what: str) -> tuple[str, ...]:
+        """Return what must be allowed to whoever does something with the policy."""
+        copies = self.policy.settings["copy_to"] and what in ("run", "resume", "edit")
+        return (*_DO[what], *((COPIES,) if copies else ()))
+
     @expose("GET", rule="backup_policy:get")
     def show(self, req: Request, resp: Response) -> View:
         """Show it."""
@@ -42,7 +47,7 @@ class PolicyPage(PolicyBase):
         marker = req.query.get("marker")
         runs = self.site.managers.policies.runs(req.context, policy.id, limit=SHOWN + 1, marker=marker).items
         names = overview.volume_names([*(run.volume_id for run in runs), *(set_to.volume_ids or ())])
-        may = {what: self.may(req, policy.project_id, *rules) for what, rules in _DO.items()}
+        may = {what: self.may(req, policy.project_id, *self._rules(what)) for what in _DO}
         weeks = calendar.weeks(set_to.schedule, moment) if policy.enabled else ()
         view = View("policy", policy=policy, form=policy_form, weeks=weeks, may=may, now=moment)
         view.update(runs=runs[:SHOWN], more=len(runs) > SHOWN, names=names)
@@ -67,13 +72,13 @@ class PolicyPage(PolicyBase):
     def edit(self, req: Request, resp: Response) -> View:
         """Show the form."""
         policy = self.policy
-        self.needs(req, policy.project_id, *_DO["edit"])
+        self.needs(req, policy.project_id, *self._rules("edit"))
         return self.form(req, policy, policy.project_id, policy_form.filled(policy), {})
 
     @expose("POST", "edit", rule="backup_policy:update")
     def change(self, req: Request, resp: Response) -> View | None:
         """Change it, or say what is wrong with the form."""
-        context = self.needs(req, self.policy.project_id, *_DO["edit"])
+        context = self.needs(req, self.policy.project_id, *self._rules("edit"))
         act = partial(self.site.managers.policies.update, context, self.policy.id)
         return self.sent(req, resp, self.policy, self.policy.project_id, act)
 
@@ -85,7 +90,7 @@ class PolicyPage(PolicyBase):
     @expose("POST", "delete", rule="backup_policy:delete")
     def delete(self, req: Request, resp: Response) -> None:
         """Delete it; its backups stay."""
-        context = self.needs(req, self.policy.project_id, *_DO["delete"])
+        context = self.needs(req, self.policy.project_id, *self._rules("delete"))
         self.site.managers.policies.delete(context, self.policy.id)
         go(req, resp, "policies")
 
@@ -97,5 +102,5 @@ class PolicyPage(PolicyBase):
         what = req.data.get("what", "")
         if what not in acts:
             raise InvalidInput("what: must be run, pause or resume.")
-        acts[what](self.needs(req, self.policy.project_id, *_DO[what]), self.policy.id)
+        acts[what](self.needs(req, self.policy.project_id, *self._rules(what)), self.policy.id)
         go(req, resp, f"policies/{self.policy.id}")

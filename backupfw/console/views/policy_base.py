@@ -14,6 +14,8 @@ from backupfw.manager.rows import BackupPolicy
 
 #: As in the API: a policy makes and deletes backups, so whoever sets one to do so must be allowed to.
 MAKES = ("backup:create", "backup:delete")
+#: And where it copies them to another store.
+COPIES = "backup:copy"
 #: The volumes that the form names.
 _NAMED = 50
 
@@ -64,6 +66,8 @@ class PolicyBase(Page):
         if policy is not None and req.data.get("seen") != policy_form.state(policy):
             # It would undo that, and perhaps let backups go that are to be kept now.
             problems[""] = "Somebody has changed the policy meanwhile. To send this again undoes that."
+        if body["copy_to"]:
+            self.needs(req, project, COPIES)
         if not problems:
             own = {name: body[name] for name in ("name", "description", "max_concurrent")}
             try:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from backupfw.db.session import Database
 
 #: The parts of the settings.
-PARTS = ("schedule", "backup", "retention", "selection")
+PARTS = ("schedule", "backup", "retention", "selection", "copy_to")
 
 
 class PolicyManager:
@@ -49,7 +49,7 @@ class PolicyManager:
         self,
         ctx: RequestContext,
         *,
-        settings: Mapping[str, Mapping[str, Any] | None],
+        settings: Mapping[str, Any],
         name: str | None = None,
         description: str | None = None,
         enabled: bool = True,
@@ -118,7 +118,7 @@ class PolicyManager:
         ctx: RequestContext,
         policy_id: str,
         *,
-        settings: Mapping[str, Mapping[str, Any] | None] | None = None,
+        settings: Mapping[str, Any] | None = None,
         name: str | Unset | None = UNSET,
         description: str | Unset | None = UNSET,
         enabled: bool | None = None,
@@ -285,11 +285,11 @@ class PolicyManager:
     def _checked(
         self,
         ctx: RequestContext,
-        given: Mapping[str, Mapping[str, Any] | None],
+        given: Mapping[str, Any],
         project_id: str,
         changed: Sequence[str] = PARTS,
     ) -> Settings:
-        """Read settings, and look for the store and the volumes that they name.
+        """Read settings, and look for the stores and the volumes that they name.
 
         :param changed: the parts that are new; what the others name may be gone by now.
         :raises InvalidInput: a value is wrong.
@@ -298,6 +298,10 @@ class PolicyManager:
         found.schedule.check()
         if "backup" in changed and found.store is not None and found.store not in self._conf.enabled_stores:
             raise InvalidInput(f"backup.store: there is no store {found.store} that is enabled.")
+        if "copy_to" in changed:
+            for number, store in enumerate(found.copies):
+                if store not in self._conf.enabled_stores:
+                    raise InvalidInput(f"copy_to[{number}].store: there is no store {store} that is enabled.")
         if "selection" in changed:
             if not found.by_name and (names := self._backups.mirrors.unlisted()):
                 raise InvalidInput(

@@ -81,7 +81,7 @@ KEPT = timedelta(days=90)
 MOST_KEPT = 50_000
 
 #: The rules that are asked at each run, too: an operator may have changed them since the policy was saved.
-_CREATE, _DELETE = "backup:create", "backup:delete"
+_CREATE, _DELETE, _COPY = "backup:create", "backup:delete", "backup:copy"
 _NO_ROOM = " The retention lets nothing go that would make room."
 _FORBIDDEN = "The service's rules do not allow a member of the project to {} backups ({})."
 
@@ -338,6 +338,8 @@ class PolicyRuns:
                 return Refusal(reason, SKIPPED)
             if not self._allows(context, _CREATE, run.project_id):
                 return Refusal(_FORBIDDEN.format("make", _CREATE), FAILED)
+            if run.settings.copies and not self._allows(context, _COPY, run.project_id):
+                return Refusal(_FORBIDDEN.format("copy", _COPY), FAILED)
             if run.searches:
                 found.update(self._backups.mirrors.volumes(run.project_id))
             else:
@@ -373,7 +375,7 @@ class PolicyRuns:
             incremental=incremental,
             force=True,
             metadata={POLICY_KEY: run.policy_id},
-            made_by=MadeBy(run.policy_id, run.backup_id),
+            made_by=MadeBy(run.policy_id, run.backup_id, run.settings.copies),
         )
 
     def _make_room(self, run: Taken, context: RequestContext, missing: QuotaExceeded) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -30,16 +30,18 @@ class Settings:
     :ivar store: the store of its backups; None: as placement rules say.
     :ivar incremental: whether a backup shares with the one before it; the first one is full.
     :ivar full_every: of so many backups of a volume in a row, one is full; None: none need be.
+    :ivar copies: the stores to which its backups are copied.
     :ivar volume_ids: the volumes, if the policy names them.
     :ivar metadata: the pairs that its volumes have; neither: all volumes of the project.
     """
 
-    words: Mapping[str, Mapping[str, Any]]
+    words: Mapping[str, Any]
     schedule: Schedule
     rules: Rules
     store: str | None
     incremental: bool
     full_every: int | None
+    copies: tuple[str, ...]
     volume_ids: tuple[str, ...] | None
     metadata: Mapping[str, str] | None
 
@@ -49,12 +51,12 @@ class Settings:
         return self.volume_ids is not None
 
 
-def read(given: Mapping[str, Mapping[str, Any] | None]) -> Settings:
+def read(given: Mapping[str, Any]) -> Settings:
     """Return the settings that a body of the API asks for; what it leaves out gets its default.
 
     Its schema has checked types and bounds; what is stored is read again with this function.
 
-    :param given: ``schedule``, ``selection``, and perhaps ``backup`` and ``retention``.
+    :param given: ``schedule``, ``selection``, and perhaps ``backup``, ``retention`` and ``copy_to``.
     :raises InvalidInput: values do not fit each other, or cannot be understood; the message names the field.
     """
     when, how, keep = (
@@ -90,12 +92,14 @@ def read(given: Mapping[str, Mapping[str, Any] | None]) -> Settings:
     if len(which) != 1:
         raise InvalidInput("selection: must have one of volume_ids, metadata and all.")
     ids = which.get("volume_ids")
+    copy_to = given.get("copy_to") or ()
     return Settings(
         words={
             "schedule": {**when, "jitter": plan.jitter},
             "backup": how,
             "retention": keep,
             "selection": which,
+            "copy_to": [{"store": one["store"]} for one in copy_to],
         },
         schedule=plan,
         rules=Rules(
@@ -106,9 +110,26 @@ def read(given: Mapping[str, Mapping[str, Any] | None]) -> Settings:
         store=how["store"],
         incremental=how["incremental"],
         full_every=how["full_every"],
+        copies=_copies(copy_to, how["store"]),
         volume_ids=None if ids is None else tuple(ids),
         metadata=which.get("metadata"),
     )
+
+
+def _copies(given: Sequence[Mapping[str, Any]], own: str | None) -> tuple[str, ...]:
+    """Return the stores that get copies.
+
+    :param own: the store of the backups themselves, if the policy names it.
+    """
+    found: list[str] = []
+    for number, one in enumerate(given):
+        store = one["store"]
+        if store == own:
+            raise InvalidInput(f"copy_to[{number}].store: {store} is the store of the backups themselves.")
+        if store in found:
+            raise InvalidInput(f"copy_to[{number}].store: {store} is named twice.")
+        found.append(store)
+    return tuple(found)
 
 
 def _filled(given: Mapping[str, Any] | None, defaults: Mapping[str, Any]) -> dict[str, Any]:

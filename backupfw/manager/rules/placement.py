@@ -10,7 +10,7 @@ then it stores everything again, and still shows its parent.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -115,13 +115,16 @@ class Placer:
             said = self._conf[stores.group_of(store)].encryption
         return bool(said == stores.PROJECT)
 
-    def copies(self, store: str, subject: Subject) -> list[str]:
+    def copies(self, store: str, subject: Subject, wanted: Sequence[str] = ()) -> list[str]:
         """Return the stores to which a new backup in a store is copied when it is available.
 
         A request, or the parent, may have sent it to one of them; it needs no copy there.
+
+        :param wanted: by its policy, besides those of its rule.
         """
         rule = self._rule(subject)
-        return [] if rule is None else [one for one in rule.copies if one != store]
+        named = dict.fromkeys((*(() if rule is None else rule.copies), *wanted))
+        return [one for one in named if one != store]
 
     def _rule(self, subject: Subject) -> Any:
         """Return the values of the first rule that matches, or None."""

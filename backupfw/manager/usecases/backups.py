@@ -70,10 +70,12 @@ class MadeBy:
     """The run of a backup policy that makes a backup.
 
     :ivar backup_id: the backup's id: to begin it twice makes one backup.
+    :ivar copies: the stores to which the policy wants it copied, besides those of its placement rule.
     """
 
     policy_id: str
     backup_id: str
+    copies: Sequence[str] = ()
 
 
 class BackupManager(UseCases):
@@ -154,7 +156,12 @@ class BackupManager(UseCases):
                 parent = _parent(session, ctx.project_id, volume.id, snapshot, needed=made_by is None)
             zone = availability_zone or volume.availability_zone or self._conf.availability_zone
             subject = Subject(ctx.project_id, zone, volume.volume_type)
-            where = self._placer.place(wish, subject, _placement_of(self._conf, parent))
+            wanted = () if made_by is None else made_by.copies
+            beside = _placement_of(self._conf, parent)
+            if beside is not None and beside.store in wanted:
+                # The parent was moved to where its copy was; that is no reason to make others there.
+                beside = None
+            where = self._placer.place(wish, subject, beside)
             quota.check(session, self._conf, ctx.project_id, {"backups": 1, "backup_gigabytes": source.size})
             row = models.Backup(
                 id=backup_id,
@@ -195,7 +202,7 @@ class BackupManager(UseCases):
                 read,
                 zone=availability_zone or None,
                 encrypt=encrypt,
-                copies=self._placer.copies(where.store, subject),
+                copies=self._placer.copies(where.store, subject, wanted),
             )
             return rows.new_backup(row, metadata or {})
 

@@ -73,6 +73,11 @@ class TestPolicies:
         assert there["backup"] == made["backup"]
         policy("set", "weekly")
         assert seen(cloud) == [there]
+        policy("set", "weekly", "--copy-to", "offsite")
+        assert seen(cloud)[0]["copy_to"] == [{"store": "offsite"}]
+        assert "offsite" in policy("show", "weekly").out
+        policy("set", "weekly", "--no-copies")
+        assert seen(cloud)[0]["copy_to"] == []
 
         policy("pause", there["id"])
         assert policy("show", "weekly", "-f", "json").json["enabled"] is False

@@ -23,6 +23,7 @@ def test_a_policy_from_its_beginning_to_its_end(run: Run) -> None:
     assert shown["selection"] == {"volume_ids": [volume]}
     assert (shown["retention"]["daily"], shown["retention"]["within"]) == (7, "36h")
     assert (shown["backup"]["full_every"], shown["max_concurrent"]) == (5, 2)
+    assert shown["copy_to"] == []
     # What is not named stays, also within a part.
     assert run("policy", "set", policy, "--weekly", "4", "--start-window", "90", "--name", "new").status == 0
     (listed,) = json.loads(run("policy", "list", "--project", "p", "-f", "json").out)
@@ -62,6 +63,8 @@ def test_volumes_by_metadata_and_all(run: Run) -> None:
         (("--cron", "61 * * * *", "--all"), 1, "schedule.cron"),
         (("--cron", "@daily", "--all", "--timezone", "Mars"), 1, "schedule.timezone"),
         (("--cron", "@daily", "--volume", "nobody"), 1, "nobody"),
+        (("--cron", "@daily", "--all", "--copy-to", "attic"), 1, "copy_to[0].store"),
+        (("--cron", "@daily", "--all", "--copy-to", "a", "--no-copies"), 2, "--no-copies"),
         (("--cron", "@daily"), 2, "--volume"),
         (("--all",), 2, "--cron"),
         (("--cron", "@daily", "--all", "--daily", "-1"), 2, "--daily"),

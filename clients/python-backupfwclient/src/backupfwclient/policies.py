@@ -70,11 +70,19 @@ def _path(policy: dict[str, Any]) -> str:
     return f"{_PATH}/{policy['id']}"
 
 
+class _Copies(FormattableColumn[list[dict[str, Any]]]):
+    def human_readable(self) -> str:
+        return "\n".join(one["store"] for one in self._value)
+
+
 def _shown(policy: dict[str, Any]) -> tuple[Sequence[str], Sequence[Any]]:
     """Return a policy as a table and JSON show it."""
     fields = {name: value for name, value in policy.items() if name != "links"}
     for name in ("schedule", "backup", "retention", "selection"):
         fields[name] = DictColumn(fields[name])
+    # A release before this one has none.
+    if "copy_to" in fields:
+        fields["copy_to"] = _Copies(fields["copy_to"])
     return tuple(fields), tuple(fields.values())
 
 
@@ -123,6 +131,16 @@ def _add_options(parser: argparse.ArgumentParser, needed: bool) -> None:
         dest="incremental",
         help="Make full backups only",
     )
+    copies = parser.add_mutually_exclusive_group()
+    copies.add_argument(
+        "--copy-to",
+        metavar="<store>",
+        action="append",
+        help="Store to which the backups are copied, too (repeat for several; they replace those before)",
+    )
+    copies.add_argument(
+        "--no-copies", action="store_const", const=[], dest="copy_to", help="Copy the backups nowhere"
+    )
     parser.add_argument(
         "--max-concurrent", metavar="<number>", type=int, help="How many of its backups are made at once"
     )
@@ -146,6 +164,8 @@ def _wanted(service: Service, args: argparse.Namespace, now: dict[str, Any]) -> 
         body["selection"] = {"metadata": args.metadata}
     elif args.all_volumes:
         body["selection"] = {"all": True}
+    if args.copy_to is not None:
+        body["copy_to"] = [{"store": store} for store in args.copy_to]
     for name in ("name", "description", "max_concurrent"):
         if getattr(args, name) is not None:
             body[name] = getattr(args, name)

@@ -71,7 +71,7 @@ class PolicyWorld(World):
         parts = {"selection": {"all": True}, **given}
         schedule = {"cron": "@daily", "jitter": 0, **parts.pop("schedule", {})}
         settings = {"schedule": schedule, "selection": parts.pop("selection")}
-        settings |= {name: parts.pop(name) for name in ("backup", "retention") if name in parts}
+        settings |= {name: parts.pop(name) for name in ("backup", "retention", "copy_to") if name in parts}
         made = self.policies.create(self.ctx(project), settings=settings, **parts)
         return made.id
 
@@ -119,6 +119,13 @@ class PolicyWorld(World):
             self.outcomes.creating.bind_source(task, "source", "full backup")
             made.append(self.outcomes.creating.finish(task, self.result(plan)))
         return made
+
+    def copy(self) -> None:
+        """Make all copies that are waiting."""
+        while (task := self.tasks.claim("host/w", 60, [tasks.BACKUP_COPY])) is not None:
+            self.outcomes.copying.start(task)
+            self.outcomes.copying.place(task, None, detached=False)
+            self.outcomes.copying.finish(task)
 
     def remove(self) -> None:
         """Carry out all deletions that are waiting."""
