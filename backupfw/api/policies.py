@@ -115,8 +115,14 @@ _TABLE = (
     Rule(
         "backup:cancel",
         Level.MEMBER,
-        "Cancel a backup that is being made, or the restore of one.",
+        "Cancel a backup that is being made, or the restore or the verification of one.",
         ("POST /backups/{backup_id}/action (os-backupfw-cancel)",),
+    ),
+    Rule(
+        "backup:verify",
+        Level.MEMBER,
+        "Read everything of a backup, and compare it with its digests.",
+        ("POST /backups/{backup_id}/action (os-backupfw-verify)",),
     ),
     Rule(
         "backup:copy",

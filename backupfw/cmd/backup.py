@@ -330,13 +330,15 @@ class Cancel(base.Command):
     """Cancel a backup that is being made, or the restore of one, whether it waits or runs.
 
     A backup that was being made ends in error.  A backup that was being restored is available again, and the
-    volume that it was written to is in error.
+    volume that it was written to is in error.  If there is neither, its verification by workers is cancelled,
+    which leaves it as it is.
     """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's arguments."""
         parser.add_argument("id", metavar="ID", help="the backup's id or name")
         usecases.add_project(parser)
+        parser.add_argument("--verification", action="store_true", help="only its verification by workers")
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         """Cancel it."""
@@ -344,9 +346,13 @@ class Cancel(base.Command):
 
         cases = self.open(usecases.opened(*self.database(parsed_args)))
         after = cases.backups.cancel(
-            base.operator(), cases.find(models.Backup, parsed_args.id, parsed_args.project)
+            base.operator(),
+            cases.find(models.Backup, parsed_args.id, parsed_args.project),
+            verification=parsed_args.verification,
         )
-        print(f"backup {after.id} is {after.status}: {after.fail_reason}")
+        print(
+            f"backup {after.id} is {after.status}" + (f": {after.fail_reason}" if after.fail_reason else "")
+        )
 
 
 class Copy(usecases.Queueing):

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _MAX_DAYS = 36500
 #: The result of a backup that could not be verified.
 NOT_VERIFIED = "not verified"
+#: The result of a backup that workers will verify.
+BEGUN = "begun"
 
 
 class Verify(base.Lister):
@@ -81,6 +83,11 @@ class Verify(base.Lister):
         parser.add_argument(
             "--quick", action="store_true", help="read maps whole and only the end of each pack"
         )
+        parser.add_argument(
+            "--by-service",
+            action="store_true",
+            help="let workers verify the backup, in its own store and in those of its copies; do not wait",
+        )
 
     def records(self, args: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
         """Verify one backup or many, and return a record of each when it is done."""
@@ -98,7 +105,13 @@ class Verify(base.Lister):
             self.refuse("--all and --project do not go together")
         if one and args.sample is not None:
             self.refuse("--sample chooses among several backups")
+        if args.by_service and (not one or args.quick):
+            self.refuse("--by-service verifies the one backup that is named, in full")
         conf, db = self.database(args)
+        if args.by_service:
+            backup_id = catalogue.find_id(db, models.Backup, args.id, args.project)
+            asked = self.open(usecases.opened(conf, db)).backups.verify(base.operator(), backup_id)
+            return iter([{**dict.fromkeys(self.columns), "id": backup_id, "result": BEGUN, "stores": asked}])
         stores = self.open(closing(Stores(conf)))
         told = _print_damaged if self.is_text(args) and not args.json else None
         data_keys = self.open(closing(DataKeys.of(conf, KeyManager(db))))
@@ -296,6 +309,10 @@ def as_json(record: Mapping[str, Any]) -> Iterator[str]:
 
 def _verdict(record: Mapping[str, Any]) -> str:
     who, damaged = f"backup {record['id']}", record["damaged_objects"]
+    if record["result"] == BEGUN:
+        return (
+            f"{who}: workers verify it in {' and '.join(record['stores'])}; backupfw task list shows how far"
+        )
     if record["result"] == NOT_VERIFIED:
         return f"{who}: NOT verified: {record['problem']}"
     verdict = f"DAMAGED, {counted(damaged, 'object')}" if damaged else "ok"

@@ -154,6 +154,7 @@ OPERATIONS = {
     "backup.restore": "Restore to",
     "backup.delete": "Deletion of a backup of",
     "backup.copy": "Copy of a backup of",
+    "backup.verify": "Verification of a backup of",
     "manifest.release": "Removal of objects of",
     "manifest.scrub": "Verification of what a store has of",
     "volume.create": "Making of",

@@ -81,6 +81,7 @@ class Detail(Enum):
     LOCKED = "106"
     NEEDED = "107"
     COPY_BACKUP = "108"
+    VERIFY_BACKUP = "109"
 
 
 _ACTIONS: Mapping[Action, str] = {
@@ -125,6 +126,7 @@ _DETAILS: Mapping[Detail, str] = {
     Detail.LOCKED: "The backup's data is locked in its store. It is deleted when the lock has ended; the"
     " backup says when that is.",
     Detail.COPY_BACKUP: "The backup could not be copied to another store.",
+    Detail.VERIFY_BACKUP: "Not all of the backup's data could be read, so nobody knows whether it is whole.",
     Detail.NEEDED: "Incremental backups in the store that are not known here need the backup's data.",
 }
 

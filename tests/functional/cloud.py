@@ -192,6 +192,10 @@ class Cloud:
         mine = models.BackupCopy.manifest_id == task.resource_id
         session.execute(update(models.BackupCopy).where(mine).values(status="available"))
 
+    def _end_backup_verify(self, session: Any, task: models.Task) -> None:
+        values = {"verified_at": now(session), "verified_how": "full", "verified_result": "ok"}
+        self._set(session, models.Backup, task.source_id or "", fully_verified_at=now(session), **values)
+
     def _end_backup_delete(self, session: Any, task: models.Task) -> None:
         self._gone(session, models.Backup, task)
 

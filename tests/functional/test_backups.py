@@ -645,6 +645,7 @@ def test_what_each_role_may(cloud: Cloud) -> None:
         ("POST", "/backups", create, "member", "backup:create"),
         ("POST", f"/backups/{backup}/restore", {"restore": {}}, "member", "backup:restore"),
         ("POST", f"/backups/{backup}/action", {"os-backupfw-cancel": {}}, "member", "backup:cancel"),
+        ("POST", f"/backups/{backup}/action", {"os-backupfw-verify": {}}, "member", "backup:verify"),
         ("GET", f"/backups/{backup}/copies", None, "reader", "backup:get_copies"),
         ("POST", f"/backups/{backup}/action", {"os-backupfw-copy": OFFSITE}, "member", "backup:copy"),
         ("POST", f"/backups/{backup}/action", {"os-backupfw-remove_copy": OFFSITE}, "member", "backup:copy"),

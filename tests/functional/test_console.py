@@ -282,6 +282,32 @@ def test_an_operation_is_cancelled_after_a_question(cloud: Cloud) -> None:
     assert browser.post(f"now/{backup}/cancel", status=400).text.count('role="alert"') == 1
 
 
+def test_a_backup_is_verified_by_a_click(cloud: Cloud) -> None:
+    volume = cloud.volume()
+    backup = cloud.backup(volume, name="monday")
+    browser = Browser(made(cloud), "alice:demo:member")
+    page = browser.get(f"volumes/{volume}")
+    assert "backupfw backup verify --by-service ID" in page.text
+    (form,) = (one for one in page.forms.values() if one.action.endswith("/verify"))
+    page = _checked(form.submit(headers=SAME, status=303).follow())
+    assert "is being verified" in page.text
+    assert re.search(r'aria-label="Verify monday" disabled', page.text)
+    assert "already being verified" in browser.post(f"volumes/{volume}/{backup}/verify", status=400).text
+    now = browser.get("now")
+    assert "Verification of a backup of" in now.text
+    question = _checked(now.click("Cancel"))
+    assert f"backupfw backup cancel --verification {backup}" in question.text
+    question.forms[1].submit(headers=SAME, status=303)
+    assert "Nothing runs" in browser.get("now").text
+    browser.post(f"volumes/{volume}/{backup}/verify")
+    cloud.settle()
+    page = browser.get(f"volumes/{volume}")
+    assert "is being verified" not in page.text
+    assert re.search(r"<time[^>]*>[^<]*</time><small><span class=\"state good\">ok", page.text)
+    cloud.set_status(models.Backup, backup, "error")
+    assert "Verify" not in browser.get(f"volumes/{volume}").text.replace("Verify as an API call", "")
+
+
 def test_a_volume_is_backed_up_restored_and_its_backup_deleted(cloud: Cloud) -> None:
     volume = cloud.volume(name="mail")
     browser = Browser(made(cloud), "alice:demo:member")
@@ -716,9 +742,11 @@ def test_what_a_role_may_not_do_is_not_offered_and_refused(cloud: Cloud) -> None
     stranger = Browser(made(cloud), "eve:other:member")
     volume = cloud.managers.backups.get(_admin(), backup).volume_id
     page = reader.get(f"volumes/{volume}").text
-    for word in ("Back up", "Restore", "Delete<"):
+    for word in ("Back up", "Restore", "Delete<", "Verify"):
         assert word not in page
     reader.post(f"volumes/{volume}/backup", status=403)
+    reader.post(f"volumes/{volume}/{backup}/verify", status=403)
+    stranger.post(f"volumes/{volume}/{backup}/verify", status=404)
     stranger.post(f"volumes/{volume}/backup", status=404)
     for act in ("delete", "restore"):
         for ask in (reader.get, reader.post):

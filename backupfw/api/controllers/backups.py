@@ -159,7 +159,13 @@ class BackupController(_Backups, ActionsResource):
     @action("os-backupfw-cancel", rule="backup:cancel", takes=schemas.cancel)
     def cancel(self, req: Request, resp: Response) -> None:
         """Action ``os-backupfw-cancel``: an addition of this service."""
-        self.managers.backups.cancel(req.context, self.backup.id)
+        only_verification = req.data["os-backupfw-cancel"].get("verification", False)
+        self.managers.backups.cancel(req.context, self.backup.id, verification=only_verification)
+
+    @action("os-backupfw-verify", rule="backup:verify", takes=schemas.verify)
+    def verify(self, req: Request, resp: Response) -> None:
+        """Action ``os-backupfw-verify``: an addition of this service."""
+        self.managers.backups.verify(req.context, self.backup.id)
 
     @expose("GET", "copies", rule="backup:get_copies")
     def copies(self, req: Request, resp: Response) -> dict[str, Any]:

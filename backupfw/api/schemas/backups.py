@@ -63,8 +63,13 @@ import_record = types.always(
 #: Action ``os-force_delete``: any value.
 force_delete = types.always(types.wrapped("os-force_delete", {}))
 
-#: Action ``os-backupfw-cancel``: an empty object, as an addition of this service may take more one day.
-cancel = types.always(types.wrapped("os-backupfw-cancel", types.record({})))
+#: Action ``os-backupfw-cancel``.
+cancel = types.always(
+    types.wrapped("os-backupfw-cancel", types.record({"verification": {"type": "boolean"}}))
+)
+
+#: Action ``os-backupfw-verify``: an empty object, as an addition of this service may take more one day.
+verify = types.always(types.wrapped("os-backupfw-verify", types.record({})))
 
 _STORE = types.record({"store": {"type": "string", "minLength": 1, "maxLength": 255}}, required=["store"])
 

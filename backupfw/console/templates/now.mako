@@ -83,7 +83,7 @@ on ${one.owner}\
 </td>
 <td>
 % if one.cancellable and may_cancel[one.project_id]:
-<a class="button small quiet" id="cancel-${one.id}" href="${base}/now/${one.backup_id}/cancel" aria-label="Cancel the ${what.lower()} ${volume}">Cancel</a>
+<a class="button small quiet" id="cancel-${one.id}" href="${base}/now/${one.backup_id}/cancel${'?verification=true' if one.kind == 'backup.verify' else ''}" aria-label="Cancel the ${what.lower()} ${volume}">Cancel</a>
 % endif
 </td>
 </tr>

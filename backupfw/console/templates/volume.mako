@@ -73,6 +73,9 @@ never
 % else:
 ${shown.since(one.verified_at, now)}<small>${shown.state(one.verified_result)}${' (quick)' if one.verified_how == 'quick' else ''}</small>
 % endif
+% if one.verifying:
+<small><a href="${base}/now">is being verified</a></small>
+% endif
 </td>
 <td>${one.store or '-'}
 % for store, status in one.copies:
@@ -82,6 +85,9 @@ ${shown.since(one.verified_at, now)}<small>${shown.state(one.verified_result)}${
 <td class="actions">
 % if one.status == 'available' and may['restore']:
 <a class="button small quiet" href="${base}/volumes/${volume.id}/${one.id}/restore" aria-label="Restore ${shown.named(one.name, one.id)}">Restore</a>
+% endif
+% if one.status == 'available' and may['verify']:
+<form method="post" action="${base}/volumes/${volume.id}/${one.id}/verify"><button class="small quiet" aria-label="Verify ${shown.named(one.name, one.id)}"${' disabled' if one.verifying else ''}>Verify</button></form>
 % endif
 % if may['update']:
 <form method="post" action="${base}/volumes/${volume.id}/${one.id}/keep"><button name="keep" value="${'false' if one.kept else 'true'}" class="small quiet" aria-label="${'Keep no longer' if one.kept else 'Keep'} ${shown.named(one.name, one.id)}">${'Keep no longer' if one.kept else 'Keep'}</button></form>
@@ -103,6 +109,8 @@ ${shown.since(one.verified_at, now)}<small>${shown.state(one.verified_result)}${
 % if may['update']:
 ${parts.same(f'POST /v3/{volume.project_id}/backups/ID/metadata', '{"metadata": {"backupfw:keep": "true"}}', 'openstack volume backup set --property backupfw:keep=true ID', 'Keep')}
 % endif
-<p><small>Verify a backup with <code>backupfw backup verify ID</code>, all of this volume with <code>backupfw backup verify --volume ${volume.id}</code>.</small></p>
+% if may['verify']:
+${parts.same(f'POST /v3/{volume.project_id}/backups/ID/action', '{"os-backupfw-verify": {}}', 'backupfw backup verify --by-service ID', 'Verify')}
+% endif
 % endif
 </section>

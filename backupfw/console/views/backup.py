@@ -1,4 +1,4 @@
-"""What can be done with one backup: restore it, delete it; each is asked before."""
+"""What can be done with one backup: verify it, keep it, restore it, delete it; the last two ask before."""
 
 from __future__ import annotations
 
@@ -36,6 +36,12 @@ class BackupPage(Page):
         """Keep it from every policy, or let them delete it again."""
         wanted = {KEEP_KEY: "false" if req.data.get("keep") == "false" else "true"}
         self.site.managers.backups.merge_metadata(req.context, self.backup.id, wanted)
+        go(req, resp, f"volumes/{self.backup.volume_id}")
+
+    @expose("POST", "verify", rule="backup:verify")
+    def verify(self, req: Request, resp: Response) -> None:
+        """Have a worker read all of it."""
+        self.site.managers.backups.verify(self.acting(req, self.backup.project_id), self.backup.id)
         go(req, resp, f"volumes/{self.backup.volume_id}")
 
     @expose("GET", "restore", rule="backup:restore")

@@ -23,12 +23,16 @@ class OperationPage(Page):
     @expose("GET", "cancel", rule="backup:cancel")
     def confirm(self, req: Request, resp: Response) -> View:
         """Ask whether it is meant."""
-        return View("cancel", backup=self.backup)
+        return View("cancel", backup=self.backup, verification=bool(req.query.get("verification")))
 
     @expose("POST", "cancel", rule="backup:cancel")
     def cancel(self, req: Request, resp: Response) -> None:
         """Cancel it."""
-        self.site.managers.backups.cancel(self.acting(req, self.backup.project_id), self.backup.id)
+        self.site.managers.backups.cancel(
+            self.acting(req, self.backup.project_id),
+            self.backup.id,
+            verification="verification" in req.data,
+        )
         go(req, resp, "now")
 
 

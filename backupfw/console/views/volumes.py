@@ -10,7 +10,7 @@ from backupfw.manager.usecases.overview import VolumeState
 
 #: How many volumes a page has.
 SHOWN = 50
-_ACTS = ("create", "restore", "delete", "update")
+_ACTS = ("create", "verify", "restore", "delete", "update")
 
 
 class VolumePage(Page):

@@ -19,7 +19,7 @@ from backupfw.errors import BackupNotFound
 from backupfw.manager import rows
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.messages import Detail
-from backupfw.manager.outcomes import creating, deleting, importing, restoring, volumes
+from backupfw.manager.outcomes import creating, deleting, importing, restoring, scrubbing, volumes
 from backupfw.manager.outcomes.base import Outcomes
 from backupfw.manager.queue import tasks, waiting
 from backupfw.manager.queue.services import Service
@@ -58,6 +58,7 @@ _ENDINGS: Mapping[str, _Ending] = {
     tasks.BACKUP_IMPORT: _Ending(importing.failed),
     tasks.BACKUP_RESTORE: _Ending(restoring.failed),
     tasks.BACKUP_DELETE: _Ending(deleting.failed, stays=True),
+    tasks.BACKUP_VERIFY: _Ending(scrubbing.failed),
     **dict.fromkeys(volumes.KINDS, _Ending(volumes.failed, Detail.NO_BACKEND)),
 }
 

@@ -3,6 +3,9 @@
 A task verifies the live manifests of one volume in one container together (:mod:`backupfw.engine.scrub`), or
 one link of Cinder's format.  Which manifests these are is recorded in the transaction that queues it: what is
 committed later comes with the next one.  There is one task for each store at a time.
+
+A *verification that somebody asked for* (``backup.verify``) is the same of one manifest: that of a backup in
+one of its places.  It runs whether scrubbing is on or not, and as fast as the store lets it.
 """
 
 from __future__ import annotations
@@ -20,11 +23,12 @@ from backupfw.db.locks import lock
 from backupfw.db.session import now
 from backupfw.manager import rows
 from backupfw.manager.lineage import lifecycle, manifests
+from backupfw.manager.messages import Detail
 from backupfw.manager.outcomes.base import Outcomes
 from backupfw.manager.outcomes.damaged_objects import DAMAGED, FULL, OK, DamagedObjects
 from backupfw.manager.queue import claims, tasks
 from backupfw.manager.rows import Task
-from backupfw.manager.rules import copies
+from backupfw.manager.rules import copies, failures
 
 #: The share of ``scrub_days`` after which a proof is renewed: what is left is for reading.
 _DUE = 0.75
@@ -59,6 +63,7 @@ class ScrubPlan:
     :ivar links: of one of Cinder's format: container and key of it and of those that it needs.
     :ivar begun: when it was queued, by the database's clock: what is found damaged since then, this scrub or
         another reader found meanwhile.
+    :ivar asked_for: somebody asked for it, and wants to know if nothing can be proven.
     """
 
     store: str
@@ -66,6 +71,7 @@ class ScrubPlan:
     manifests: tuple[ScrubbedManifest, ...]
     links: tuple[tuple[str, str], ...]
     begun: datetime
+    asked_for: bool
 
     @property
     def key(self) -> str:
@@ -79,7 +85,7 @@ class ScrubPlan:
 
 
 class ScrubTasks(Outcomes):
-    """Queues ``manifest.scrub``, and records its outcomes."""
+    """Queues ``manifest.scrub``, and records its outcomes and those of ``backup.verify``."""
 
     def queue_due(self, stores: Collection[str]) -> int:
         """Queue a scrub for each store that has none, and in which something is due.
@@ -108,7 +114,8 @@ class ScrubTasks(Outcomes):
             tasks.hold(session, task)
             row = models.Manifest
             found = session.scalars(select(row).where(_of(task)).order_by(row.created_at, row.id)).all()
-            if not found or not self._conf[group_of(found[0].store)].scrub_days:
+            asked_for = task.kind == tasks.BACKUP_VERIFY
+            if not found or not (asked_for or self._conf[group_of(found[0].store)].scrub_days):
                 _end(session, task)
                 return None
             begun = session.scalars(select(models.Task.created_at).where(models.Task.id == task.id)).one()
@@ -118,13 +125,14 @@ class ScrubTasks(Outcomes):
                 tuple(ScrubbedManifest(one.id, str(one.key), one.key_id) for one in found),
                 manifests.links(session, found[0]),
                 begun,
+                asked_for,
             )
 
         return self._db.run(work)
 
-    def bytes_per_second(self, store: str) -> float:
-        """Return how fast a store may be read, now; 0: there is no limit."""
-        return float(self._conf[group_of(store)].scrub_bytes_per_second)
+    def bytes_per_second(self, plan: ScrubPlan) -> float:
+        """Return how fast the store may be read, now; 0: there is no limit but that of the store."""
+        return 0.0 if plan.asked_for else float(self._conf[group_of(plan.store)].scrub_bytes_per_second)
 
     def goes_on(self, task: Task) -> bool:
         """Return whether any manifest of a scrub is live still."""
@@ -184,14 +192,28 @@ class ScrubTasks(Outcomes):
 
     def fail(self, task: Task, reason: str) -> None:
         """End a scrub that cannot go on; its manifests are tried again later."""
-        del reason
-        self._db.run(lambda session: _end(session, task, "failed"))
+
+        def work(session: Session) -> None:
+            _end(session, task, "failed")
+            if task.kind == tasks.BACKUP_VERIFY:
+                failed(session, task, reason)
+
+        self._db.run(work)
+
+
+def failed(session: Session, task: Task, reason: str, detail: Detail | None = None) -> None:
+    """Tell whoever asked for a verification that it failed, in the transaction that ends its task.
+
+    The backup is as good or as bad as before, and nothing else of it changes.
+    """
+    failures.verification_failed(session, task, reason, detail)
 
 
 def _of(task: Task) -> ColumnElement[bool]:
-    """The condition on a manifest's row that a scrub verifies it, and that it is live still."""
+    """The condition on a manifest's row that a task verifies it, and that it is live still."""
     row = models.Manifest
-    return (row.scrub_task_id == task.id) & (row.state == lifecycle.LIVE) & row.key.is_not(None)
+    mine = row.id == task.resource_id if task.kind == tasks.BACKUP_VERIFY else row.scrub_task_id == task.id
+    return mine & (row.state == lifecycle.LIVE) & row.key.is_not(None)
 
 
 def _end(session: Session, task: Task, outcome: tasks.Outcome = "done") -> None:

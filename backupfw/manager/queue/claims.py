@@ -167,7 +167,7 @@ def _in_the_way_of(row: type[models.Task], older: type[models.Task]) -> tuple[Co
         # But a volume is tidied by one worker at a time.
         or_(
             # Not by an IN, whose parameters would be put into the text at each execution.
-            and_(*(older.kind != kind for kind in requirements.HIDDEN)),
+            and_(*(older.kind != kind for kind in requirements.IN_NOBODYS_WAY)),
             and_(row.kind == requirements.VOLUME_TIDY, older.kind == requirements.VOLUME_TIDY),
         ),
         or_(

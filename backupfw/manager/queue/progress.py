@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from backupfw.db import models
@@ -27,6 +27,7 @@ _PHASES = {
     tasks.BACKUP_RESTORE: lifecycle.RESTORING,
     tasks.BACKUP_DELETE: lifecycle.DELETING,
     tasks.BACKUP_COPY: lifecycle.COPYING,
+    tasks.BACKUP_VERIFY: "verifying",
     tasks.VOLUME_CREATE: lifecycle.CREATING,
     tasks.VOLUME_DELETE: lifecycle.DELETING,
     tasks.VOLUME_EXTEND: lifecycle.EXTENDING,
@@ -40,8 +41,8 @@ class Progress:
     """The progress of an operation.
 
     :ivar phase: ``idle``; ``creating``, ``importing``, ``restoring``, ``extending``, ``deleting`` or
-        (of a copy, by the id of the manifest that it makes) ``copying``; or why the operation waits
-        (see :func:`backupfw.manager.queue.waiting.why`).
+        (of a copy, by the id of the manifest that it makes) ``copying``; ``verifying``, if nothing else is
+        done to the backup; or why the operation waits (see :func:`backupfw.manager.queue.waiting.why`).
     :ivar done: bytes; holes and unchanged blocks count when the operation has passed them.
     :ivar total: bytes; None: not known (yet).
     :ivar rate: bytes per second at the worker's last report; None: no task runs, or it is too early.
@@ -66,10 +67,15 @@ def of(session: Session, conf: cfg.ConfigOpts, resource_id: str) -> Progress:
     A restore is an operation on the backup.
     """
     row = models.Task
+    is_verification = row.kind == tasks.BACKUP_VERIFY
     task = session.scalar(
         select(row)
-        .where(row.resource_id == resource_id, row.kind.in_(_PHASES), row.cancel.is_(False))
-        .order_by(row.id)
+        .where(
+            or_(row.resource_id == resource_id, is_verification & (row.source_id == resource_id)),
+            row.kind.in_(_PHASES),
+            row.cancel.is_(False),
+        )
+        .order_by(is_verification, row.id)
         .limit(1)
     )
     if task is None:

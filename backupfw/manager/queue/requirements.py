@@ -16,11 +16,17 @@ from backupfw.conf.volumes import LOCAL
 from backupfw.db import models
 
 #: The kinds of tasks that need no volume; one of an older release may, for what a killed attempt left there.
-WITHOUT_VOLUME = ("backup.copy", "backup.delete", "backup.import", "manifest.release", "manifest.scrub")
+WITHOUT_VOLUME = (
+    *("backup.copy", "backup.delete", "backup.import", "backup.verify"),
+    *("manifest.release", "manifest.scrub"),
+)
 VOLUME_TIDY = "volume.tidy"
 MANIFEST_SCRUB = "manifest.scrub"
-#: The kinds of tasks that users do not see, for which no other task waits: they may be repeated for days.
+BACKUP_VERIFY = "backup.verify"
+#: The kinds of tasks that users do not see: they may be repeated for days.
 HIDDEN = ("manifest.release", VOLUME_TIDY, MANIFEST_SCRUB)
+#: The kinds of tasks for which no other task waits: those, and what only reads data that stays as it is.
+IN_NOBODYS_WAY = (*HIDDEN, BACKUP_VERIFY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +65,11 @@ def of_task(session: Session, kind: str, resource_id: str, payload: Mapping[str,
         copied = session.get(models.Manifest, resource_id)
         store = None if copied is None else copied.store
         return Requirements(store=store, from_store=payload["from_store"])
-    if subject == "backup":
-        return _of_backup(session, action, resource_id, payload)
-    if subject == "manifest":
+    if kind == BACKUP_VERIFY or subject == "manifest":
         manifest = session.get(models.Manifest, resource_id)
         return Requirements(store=None if manifest is None else manifest.store)
+    if subject == "backup":
+        return _of_backup(session, action, resource_id, payload)
     if subject == "snapshot":
         return _of_snapshot(session, resource_id)
     volume = session.get(models.Volume, resource_id)

@@ -48,6 +48,9 @@ VOLUME_TIDY = requirements.VOLUME_TIDY
 #: Verifies what is in a store: the manifests of one volume there.  It has a place of its own in each worker,
 #: and no limit of running tasks counts it.
 MANIFEST_SCRUB = requirements.MANIFEST_SCRUB
+#: Verifies a backup in one of its places, because somebody asked for it.  Its resource is the manifest there,
+#: and its source the backup; nothing that is done to the backup waits for it.
+BACKUP_VERIFY = requirements.BACKUP_VERIFY
 
 KINDS = frozenset(
     {
@@ -64,6 +67,7 @@ KINDS = frozenset(
         SNAPSHOT_DELETE,
         VOLUME_TIDY,
         MANIFEST_SCRUB,
+        BACKUP_VERIFY,
     }
 )
 #: What the slots of a worker are for.

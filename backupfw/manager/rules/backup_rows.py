@@ -160,6 +160,17 @@ def stop_tasks(session: Session, backup: models.Backup, kinds: Collection[str] |
     return cancelled
 
 
+def stop_verifications(session: Session, backup: models.Backup) -> list[Task]:
+    """Cancel the verifications of a backup that somebody asked for; return them."""
+    row = models.Task
+    places = select(row.resource_id).where(row.source_id == backup.id, row.kind == tasks.BACKUP_VERIFY)
+    return [
+        task
+        for manifest_id in session.scalars(places).all()
+        for task in tasks.cancel(session, manifest_id, (tasks.BACKUP_VERIFY,))
+    ]
+
+
 def forget(session: Session, backup: models.Backup) -> None:
     """Delete a backup's record (softly), from status ``deleting``."""
     lifecycle.move(

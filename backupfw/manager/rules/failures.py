@@ -106,7 +106,8 @@ def failed(
         known = detail or failure.detail
         _post(session, task, known, messages.ERROR)
         if failure.model is Backup and known is not Detail.CANCELLED:
-            _alert(session, task, known, reason)
+            told = messages.text(failure.action.value, known.value)
+            _alert(session, task.kind, session.get_one(Backup, task.resource_id), told, reason)
 
     lifecycle.fail(session, failure.model, task.resource_id, step, report, **values)
 
@@ -133,12 +134,31 @@ def copy_failed(session: Session, task: Task, copy: BackupCopy, reason: str, *, 
     lifecycle.fail(session, BackupCopy, copy.id, CopyMoves.copy_failed, report, fail_reason=reason_)
 
 
-def _alert(session: Session, task: Task, detail: Detail, reason: str) -> None:
-    backup = session.get_one(Backup, task.resource_id)
-    told = messages.text(FAILURES[task.kind].action.value, detail.value)
+def verification_failed(session: Session, task: Task, reason: str, detail: Detail | None) -> None:
+    """Report that a verification ended before everything was read; no status says so.
+
+    :param detail: the reason, if it is known more exactly.
+    """
+    backup = session.get(Backup, task.source_id)
+    if backup is None or backup.deleted:
+        return
+    known = detail or Detail.VERIFY_BACKUP
+    messages.post(
+        session,
+        Action.VERIFY_BACKUP,
+        known,
+        project_id=backup.project_id,
+        request_id=task.request_id,
+        resource_type=messages.BACKUP,
+        resource_id=backup.id,
+    )
+    _alert(session, task.kind, backup, messages.text(Action.VERIFY_BACKUP.value, known.value), reason)
+
+
+def _alert(session: Session, kind: str, backup: Backup, told: str, reason: str) -> None:
     outbox.alert(
         session,
-        f"{task.kind}.failed",
+        f"{kind}.failed",
         f"Backup {backup.id} of volume {backup.volume_id}: {told} {reason}",
         project_id=backup.project_id,
         backup_id=backup.id,

@@ -318,6 +318,7 @@ class BackupManager(UseCases):
                 refuse(session, row)
             if not lifecycle.move(session, models.Backup, row.id, BackupMoves.delete):
                 raise InvalidBackup("Backup status must be available or error")
+            backup_rows.stop_verifications(session, row)
             queue(session, ctx, tasks.BACKUP_DELETE, row, tries=0)
 
         self._change(work)
@@ -338,28 +339,76 @@ class BackupManager(UseCases):
             backup_rows.stop_tasks(session, row)
             if not lifecycle.move(session, models.Backup, row.id, BackupMoves.force_delete, fail_reason=None):
                 raise BackupNotFound(backup_id)
+            backup_rows.stop_verifications(session, row)
             queue(session, ctx, tasks.BACKUP_DELETE, row, tries=0)
 
         self._change(work)
 
-    def cancel(self, ctx: RequestContext, backup_id: str) -> rows.Backup:
-        """Cancel the making, the import or the restore of a backup, whether it waits or runs.
+    def verify(self, ctx: RequestContext, backup_id: str) -> Sequence[str]:
+        """Begin to verify every object of a backup, in its own store and in those of its copies.
+
+        The backup can be used as before meanwhile.  What becomes of it is recorded as by a scrub.
+
+        :returns: the stores.
+        :raises BackupNotFound: no such backup for this caller.
+        :raises InvalidBackup: it is not available, has no data, or is being verified already.
+        """
+        task = models.Task
+
+        def work(session: Session) -> Sequence[str]:
+            row = volume_rules.find_backup(session, ctx, backup_id, lock=True)
+            if row.status != lifecycle.AVAILABLE:
+                raise InvalidBackup(f"Backup status must be available and not {row.status}.")
+            places = copies.places(session, row, self._conf.enabled_stores)
+            if not places:
+                raise InvalidBackup("The backup has no data that could be verified.")
+            same = task.resource_id.in_([place.manifest_id for place in places])
+            running = select(task.id).where(same, task.kind == tasks.BACKUP_VERIFY, task.cancel.is_(False))
+            if session.scalar(running.limit(1)) is not None:
+                raise InvalidBackup(f"Backup {backup_id} is already being verified.")
+            for place in places:
+                tasks.add(
+                    session,
+                    tasks.BACKUP_VERIFY,
+                    resource_id=place.manifest_id,
+                    source_id=row.id,
+                    project_id=row.project_id,
+                    request_id=ctx.request_id,
+                )
+            return [place.store for place in places]
+
+        def begun(session: Session) -> Sequence[str] | None:
+            mine = (task.source_id == backup_id, task.request_id == ctx.request_id)
+            query = select(task.store).where(*mine, task.kind == tasks.BACKUP_VERIFY).order_by(task.id)
+            return [store for store in session.scalars(query) if store is not None] or None
+
+        return self._change(work, begun)
+
+    def cancel(self, ctx: RequestContext, backup_id: str, *, verification: bool = False) -> rows.Backup:
+        """Cancel the making, the import or the restore of a backup, whether it waits or runs; or, if there is
+        none, its verification.
 
         A backup that was being made becomes ``error``; volume and snapshot get their statuses back at once.
         A backup that was being restored is available again; the target ends as that of a failed restore.
-        The next task on the backup or the volume waits until the worker has stopped.
+        The next task on the backup or the volume waits until the worker has stopped.  A verification leaves
+        the backup as it is.
 
-        :returns: the backup as it is then; its ``fail_reason`` says that it was cancelled.
+        :param verification: only the verification.
+        :returns: the backup as it is then; its ``fail_reason`` says what was cancelled, if it is
+            no verification.
         :raises BackupNotFound: no such backup for this caller.
         :raises InvalidBackup: it has no task that can be cancelled.
         """
 
         def work(session: Session) -> rows.Backup:
             row = volume_rules.find_backup(session, ctx, backup_id)
-            cancelled = backup_rows.stop_tasks(session, row, _CANCELLABLE)
-            if not cancelled:
+            cancelled = [] if verification else backup_rows.stop_tasks(session, row, _CANCELLABLE)
+            if not cancelled and not backup_rows.stop_verifications(session, row):
                 raise InvalidBackup(
-                    f"Backup {backup_id} is neither being made nor restored: its status is {row.status}."
+                    f"Backup {backup_id} is not being verified."
+                    if verification
+                    else f"Backup {backup_id} is not being made, restored or verified:"
+                    f" its status is {row.status}."
                 )
             for task in cancelled:
                 reason = "The restore was cancelled." if task.kind == tasks.BACKUP_RESTORE else CANCELLED

@@ -50,7 +50,7 @@ SHOWN = 25
 #: Statuses of a backup that can be restored.
 GOOD = (lifecycle.AVAILABLE, lifecycle.RESTORING)
 #: Kinds that their users may cancel.
-_CANCELLABLE = (tasks.BACKUP_CREATE, tasks.BACKUP_IMPORT, tasks.BACKUP_RESTORE)
+_CANCELLABLE = (tasks.BACKUP_CREATE, tasks.BACKUP_IMPORT, tasks.BACKUP_RESTORE, tasks.BACKUP_VERIFY)
 #: Kinds that go through all of a backup, so that its length is their end as long as they report no other one.
 _OF_WHOLE_BACKUPS = (*_CANCELLABLE, tasks.BACKUP_COPY)
 
@@ -170,6 +170,7 @@ class BackupState:
     :ivar damaged: it names an object that is missing or wrong.
     :ivar copies: store and status of each copy; ``damaged``: it names an object that is missing or wrong.
     :ivar kept: no policy deletes it.
+    :ivar verifying: a worker verifies it, or will, because somebody asked for it.
     """
 
     id: str
@@ -191,6 +192,7 @@ class BackupState:
     store: str | None
     copies: Sequence[tuple[str, str]]
     kept: bool = False
+    verifying: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -604,6 +606,9 @@ def _backup_states(session: Session, found: Sequence[models.Backup]) -> Sequence
     pair = models.BackupMetadata
     keeping = (pair.backup_id.in_([row.id for row in found]), pair.key == backup_rows.KEEP_KEY)
     kept = {one[0]: one[1] for one in session.execute(select(pair.backup_id, pair.value).where(*keeping))}
+    task = models.Task
+    of_them = (task.source_id.in_([row.id for row in found]), task.kind == tasks.BACKUP_VERIFY)
+    verifying = set(session.scalars(select(task.source_id).where(*of_them, task.cancel.is_(False))))
     return [
         BackupState(
             id=row.id,
@@ -625,6 +630,7 @@ def _backup_states(session: Session, found: Sequence[models.Backup]) -> Sequence
             store=row.store,
             copies=copies.get(row.id, ()),
             kept=backup_rows.is_kept(kept.get(row.id)),
+            verifying=row.id in verifying,
         )
         for row in found
     ]
@@ -681,6 +687,10 @@ def _first_tasks(everywhere: bool) -> Any:
     """
     row, backup, manifest, snapshot = models.Task, models.Backup, models.Manifest, models.Snapshot
     order = (case((row.state == claims.RUNNING, 0), else_=1), row.queue_position, row.id)
+    backup_id = case(
+        (row.kind == tasks.BACKUP_VERIFY, row.source_id),
+        else_=func.coalesce(manifest.backup_id, row.resource_id),
+    )
     ids = select(row.id).where(_seen(everywhere)).order_by(*order).limit(bindparam("most")).subquery()
     volume_id = case(
         (row.kind == tasks.BACKUP_RESTORE, row.source_id),
@@ -700,7 +710,7 @@ def _first_tasks(everywhere: bool) -> Any:
         .select_from(row)
         .join(ids, ids.c.id == row.id)
         .outerjoin(manifest, manifest.id == row.resource_id)
-        .outerjoin(backup, backup.id == func.coalesce(manifest.backup_id, row.resource_id))
+        .outerjoin(backup, backup.id == backup_id)
         .outerjoin(snapshot, snapshot.id == row.resource_id)
         .outerjoin(models.Volume, models.Volume.id == volume_id)
         .order_by(*order)

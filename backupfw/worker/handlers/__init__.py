@@ -11,7 +11,7 @@ from backupfw.worker.handlers.backup_delete import BackupDelete, ManifestRelease
 from backupfw.worker.handlers.backup_import import BackupImport
 from backupfw.worker.handlers.backup_restore import BackupRestore
 from backupfw.worker.handlers.base import EngineSettings, Handler, Tools
-from backupfw.worker.handlers.manifest_scrub import ManifestScrub
+from backupfw.worker.handlers.manifest_scrub import BackupVerify, ManifestScrub
 from backupfw.worker.handlers.volumes import (
     SnapshotCreate,
     SnapshotDelete,
@@ -37,6 +37,7 @@ _HANDLERS: Mapping[str, type[Handler]] = {
     tasks.SNAPSHOT_DELETE: SnapshotDelete,
     tasks.VOLUME_TIDY: VolumeTidy,
     tasks.MANIFEST_SCRUB: ManifestScrub,
+    tasks.BACKUP_VERIFY: BackupVerify,
 }
 assert frozenset(_HANDLERS) == tasks.KINDS
 

@@ -1,4 +1,7 @@
-"""``manifest.scrub``: verify what a store has of one volume, repair what is damaged, and tell its owners."""
+"""``manifest.scrub``: verify what a store has of one volume, repair what is damaged, and tell its owners.
+
+``backup.verify`` does the same for one backup, because somebody asked for it.
+"""
 
 from __future__ import annotations
 
@@ -51,6 +54,13 @@ class ManifestScrub(Handler):
         self._tools.backups.scrubbing.fail(task, reason)
 
 
+class BackupVerify(ManifestScrub):
+    """Verifies a backup in one of its places, or goes on where an earlier attempt ended."""
+
+    # Somebody wants to know.
+    waits_for_stores = False
+
+
 class _NothingLeft(Exception):
     """All that was to be verified is deleted."""
 
@@ -58,9 +68,9 @@ class _NothingLeft(Exception):
 class _SlowStore:
     """What ``Stores`` is, for the one store that a scrub reads: no faster than it may be read."""
 
-    def __init__(self, tools: Tools, store: str) -> None:
+    def __init__(self, tools: Tools, plan: ScrubPlan) -> None:
         self._tools = tools
-        self._store = store
+        self._plan = plan
         self._layer: LimitLayer | None = None
 
     def container(self, store: str, container: str) -> Container:
@@ -76,7 +86,7 @@ class _SlowStore:
             self._layer.set_limits(self._limits())
 
     def _limits(self) -> Limits:
-        return Limits(bytes_per_second=self._tools.backups.scrubbing.bytes_per_second(self._store))
+        return Limits(bytes_per_second=self._tools.backups.scrubbing.bytes_per_second(self._plan))
 
 
 class _Scrub:
@@ -87,7 +97,7 @@ class _Scrub:
         self._task = task
         self._plan = plan
         self._control = control
-        self._store = _SlowStore(tools, plan.store)
+        self._store = _SlowStore(tools, plan)
         self._container = self._store.container(plan.store, plan.container)
         self._lock = threading.Lock()
         self._found = FoundDamaged()
@@ -104,14 +114,11 @@ class _Scrub:
     def run(self) -> None:
         """Verify, and record what was found."""
         plan = self._plan
-        if plan.links:
-            self._link()
-        else:
-            self._manifests()
-        self._record()
-        listed = self._tools.backups.damaged_objects.keys(
-            plan.store, plan.container, keys.volume_prefix_of(plan.key)
-        )
+        listed = self._read()
+        if plan.asked_for and self._unread - listed:
+            # It was repaired, so what it names can be read now.
+            self._unread.clear()
+            listed = self._read()
         for manifest in plan.manifests:
             self._control.check()
             if manifest.key in self._unread and manifest.key not in listed:
@@ -122,6 +129,18 @@ class _Scrub:
                 named = self._named(manifest, listed) or set()
             self._tools.backups.scrubbing.prove(plan, manifest.id, named)
             crash_points.reach("scrub.proven")
+
+    def _read(self) -> frozenset[str]:
+        """Read everything, and record what is damaged; return the keys of what still is."""
+        plan = self._plan
+        if plan.links:
+            self._link()
+        else:
+            self._manifests()
+        self._record()
+        return self._tools.backups.damaged_objects.keys(
+            plan.store, plan.container, keys.volume_prefix_of(plan.key)
+        )
 
     def _link(self) -> None:
         """Verify one link, as a restore reads it."""
@@ -156,6 +175,8 @@ class _Scrub:
         )
 
     def _leave_out(self, key: str, error: EngineError) -> None:
+        if self._plan.asked_for and not isinstance(error, Damaged):
+            raise error
         LOG.warning("Manifest %s in store %s cannot be verified now: %s", key, self._plan.store, error)
         self._unread.add(key)
         (manifest_id,) = (one.id for one in self._plan.manifests if one.key == key)

@@ -1,4 +1,4 @@
-"""``openstack volume backup progress`` and ``cancel``."""
+"""``openstack volume backup progress``, ``cancel`` and ``verify``."""
 
 from __future__ import annotations
 
@@ -103,7 +103,20 @@ def test_cancelling(cloud: Cloud, run: Run) -> None:
     assert cloud.client().get(f"/backups/{over}").json["backup"]["status"] == "available"
 
 
-@pytest.mark.parametrize("words", [("progress",), ("cancel",), ("copy", "list"), ("copy", "create")])
+def test_verifying(cloud: Cloud, run: Run) -> None:
+    backup = cloud.backup(cloud.volume(), name="monday")
+    assert run("volume", "backup", "verify", "monday") == Outcome(0, "", "")
+    again = run("volume", "backup", "verify", backup)
+    assert (again.status, "already being verified" in again.err) == (1, True)
+    shown = run("volume", "backup", "progress", "monday", "-f", "json")
+    assert (shown.json["status"], shown.json["phase"]) == ("available", "waiting-for-worker")
+    assert run("volume", "backup", "cancel", "monday") == Outcome(0, "", "")
+    assert cloud.client().get(f"/backups/{backup}").json["backup"]["status"] == "available"
+
+
+@pytest.mark.parametrize(
+    "words", [("progress",), ("cancel",), ("verify",), ("copy", "list"), ("copy", "create")]
+)
 def test_a_backup_that_is_not_there(run: Run, words: tuple[str, ...]) -> None:
     done = run("volume", "backup", *words, NOBODY, *(["offsite"] if "create" in words else []))
     assert done.status == 1
@@ -126,7 +139,7 @@ def test_no_command_of_openstackclient_is_shadowed() -> None:
         theirs, ours = set(), set()
         for point in entry_points(group=group):
             (ours if point.value.startswith("backupfwclient.") else theirs).add(point.name)
-        assert len(ours) == (15 if group.endswith("3") else 5)
+        assert len(ours) == (16 if group.endswith("3") else 6)
         assert not ours & theirs
         # The command takes the longest name that it knows: none of ours begins with a whole name of theirs.
         assert not [name for name in ours if any(name.startswith(f"{other}_") for other in theirs)]

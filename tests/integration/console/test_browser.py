@@ -113,7 +113,16 @@ def test_a_backup_and_its_restore_are_clicked_through(desk: Desk, volumes: dict[
             client.wait_status("backup", made, "available")
             page.reload()
         assert page.get_by_role("img", name="Time line of 2 backups").is_visible()
+        page.get_by_role("button", name="Verify tuesday").click()
+        progress = f"/backups/{made}/progress"
+        idle = {"phase": "idle"}
+        client.wait(
+            "the verification",
+            lambda: idle.items() <= client.expect(200, "GET", progress)["progress"].items(),
+        )
+        page.reload()
         row = page.get_by_role("row", name="tuesday")
+        assert row.locator("td").nth(3).get_by_text("ok", exact=True).is_visible()
         assert "incremental" in row.inner_text()
         desk.picture(page, "volume")
         row.get_by_role("link", name="Restore tuesday").click()

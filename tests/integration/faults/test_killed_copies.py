@@ -126,7 +126,8 @@ def test_removal_of_a_copy(killing: Killing, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_scrub(killing: Killing, tmp_path: Path, server: SeaweedFS) -> None:
+@pytest.mark.parametrize("asked_for", [False, True], ids=["by-itself", "asked-for"])
+def test_scrub(killing: Killing, tmp_path: Path, server: SeaweedFS, asked_for: bool) -> None:
     """An object of the copy that is missing is put there again."""
     installed, client = killing.installed, killing.installed.client()
     _, volume = volume_of(client, tmp_path, 3)
@@ -144,10 +145,14 @@ def test_scrub(killing: Killing, tmp_path: Path, server: SeaweedFS) -> None:
     bucket.delete_object(Bucket=BOX, Key=lost)
     killing.arm("scrub.segment")
     installed.traps.set("scrub.recorded", signal.SIGTERM)
-    installed.execute(
-        "UPDATE manifests SET fully_verified_at = '2000-01-01' WHERE store = 'offsite' AND backup_id = :id",
-        id=backup,
-    )
+    if asked_for:
+        client.expect(202, "POST", f"/backups/{backup}/action", {"os-backupfw-verify": {}})
+    else:
+        installed.execute(
+            "UPDATE manifests SET fully_verified_at = '2000-01-01'"
+            " WHERE store = 'offsite' AND backup_id = :id",
+            id=backup,
+        )
     killing.died("scrub.segment")
     installed.wait_struck("scrub.recorded")
     proven = (

@@ -481,3 +481,27 @@ class FakeStores:
 
     def container(self, _store: str, _container: str) -> None:
         return None
+
+
+def test_workers_verify_it_when_the_service_is_asked(chain: Chain, db: Database) -> None:
+    run = chain.run
+    asked = run("backup", "verify", "--by-service", chain.full)
+    assert (asked.status, asked.out) == (
+        0,
+        f"backup {chain.full}: workers verify it in main; backupfw task list shows how far\n",
+    )
+    with db.read() as session:
+        (task,) = session.scalars(select(models.Task)).all()
+        assert (task.kind, task.source_id, task.store) == ("backup.verify", chain.full, "main")
+    again = run("backup", "verify", "--by-service", chain.full)
+    assert (again.status, "already being verified" in again.err) == (1, True)
+    assert run("backup", "verify", "--by-service", "--all").status == 2
+    assert run("backup", "verify", "--by-service", "--quick", chain.full).status == 2
+    cancelled = run("backup", "cancel", "--verification", chain.full)
+    assert (cancelled.status, cancelled.out) == (0, f"backup {chain.full} is available\n")
+    assert run("backup", "cancel", "--verification", chain.full).status == 1
+    asked = run("backup", "verify", "--by-service", chain.full, "--format", "json")
+    assert json.loads(asked.out)[0]["result"] == verify.BEGUN
+    assert json.loads(run("backup", "verify", "--by-service", "--json", chain.other).out)["stores"] == [
+        "main"
+    ]

@@ -101,7 +101,7 @@ def test_a_worker_takes_what_it_can_serve(
 @pytest.mark.parametrize("kind", sorted(tasks.KINDS))
 def test_a_task_of_an_older_release_about_a_volume_needs_the_back_end_local(world: World, kind: str) -> None:
     """It has no back end, as has one that needs no volume, which any worker takes."""
-    about_stores = (tasks.BACKUP_COPY, tasks.BACKUP_DELETE, tasks.BACKUP_IMPORT)
+    about_stores = (tasks.BACKUP_COPY, tasks.BACKUP_DELETE, tasks.BACKUP_IMPORT, tasks.BACKUP_VERIFY)
     without = kind in (*about_stores, tasks.MANIFEST_RELEASE, tasks.MANIFEST_SCRUB)
     number = queue(world, "a", kind=kind, backend=None)
     bound = queue(world, "b", kind=kind, backend=None, volume_host="host")

@@ -281,8 +281,9 @@ class Ends:
 
 
 def test_every_kind_is_here() -> None:
-    # A copy waits as long as it takes for a worker and its stores; it fails by a function of its own.
-    hidden = {tasks.BACKUP_COPY, tasks.MANIFEST_RELEASE, tasks.MANIFEST_SCRUB, tasks.VOLUME_TIDY}
+    # Copies and verifications fail by functions of their own: the backup is as good as before.
+    hidden = {tasks.BACKUP_COPY, tasks.BACKUP_VERIFY}
+    hidden |= {tasks.MANIFEST_RELEASE, tasks.MANIFEST_SCRUB, tasks.VOLUME_TIDY}
     assert set(KINDS) == set(failures.FAILURES) == tasks.KINDS - hidden
 
 

@@ -1,4 +1,4 @@
-"""``openstack volume backup progress`` and ``cancel``."""
+"""``openstack volume backup progress``, ``cancel`` and ``verify``."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class _Line:
 
 
 class CancelBackup(command.Command):
-    """Cancel the making or the restore of backups, whether it waits or runs"""
+    """Cancel the making, the restore or else the verification of backups, whether it waits or runs"""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """Return the parser of the command's words."""
@@ -107,3 +107,24 @@ class CancelBackup(command.Command):
             service.act(f"/backups/{service.find_backup(name).id}", "os-backupfw-cancel", {})
 
         for_each(parsed_args.backups, "backups not cancelled", cancel)
+
+
+class VerifyBackup(command.Command):
+    """Let the service read all of backups, in their stores and in those of their copies, and compare it"""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the parser of the command's words."""
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            "backups", metavar="<backup>", nargs="+", help="Backup(s) to verify (name or ID); see progress"
+        )
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        """Begin each verification; one that is refused does not keep the others from it."""
+        service = Service(self.app)
+
+        def verify(name: str) -> None:
+            service.act(f"/backups/{service.find_backup(name).id}", "os-backupfw-verify", {})
+
+        for_each(parsed_args.backups, "backups not verified", verify)
