@@ -14,7 +14,10 @@ from backupfw_swift.store import SwiftStore
 from backupfw.chunkstore.base import ChunkStore
 from backupfw.chunkstore.layers.retry import RetryLayer
 from backupfw.chunkstore.options import option_values
-from backupfw.testing.chunkstore import ChunkStoreTests
+from backupfw.testing.chunkstore import Adoption, ChunkStoreTests
+from backupfw.testing.suite.conduct import ConductTests
+from backupfw.testing.suite.deleting import DeletingTests
+from backupfw.testing.suite.wire import WireTests
 from tests.servers.ceph import Ceph, ceph, ceph_missing
 from tests.servers.keystone import Keystone, User, keystone_missing
 from tests.servers.ports import free_port
@@ -34,7 +37,9 @@ def open_store(options: dict[str, Any]) -> SwiftStore:
     return SwiftStore("swift", option_values(SwiftStore.options(), **values))
 
 
-class SwiftSuite(ChunkStoreTests):
+class SwiftAdoption(Adoption):
+    """The pieces that the suite asks for."""
+
     secrets = ("very-secret", "not-the-password")
     # Three pages, the last not full.
     listing_keys = 2 * PAGE + 120
@@ -78,6 +83,8 @@ class SwiftSuite(ChunkStoreTests):
         assert address.port
         return address.hostname, address.port
 
+
+class SwiftSuite(SwiftAdoption, ChunkStoreTests):
     # A cluster of one replica answers 503 to a read that meets a replacement, where others ask the next
     # replica; what takes care of that is the layer that tries again.
 
@@ -124,12 +131,11 @@ class TestTempauth(SwiftSuite):
 @pytest.mark.server
 @pytest.mark.skipif(swift_missing() is not None, reason=str(swift_missing()))
 @pytest.mark.skipif(keystone_missing() is not None, reason=str(keystone_missing()))
-class TestKeystone(SwiftSuite):
-    """Behind Keystone, whose tokens end within the suite; without bulk deletes."""
+class TestKeystone(SwiftAdoption, DeletingTests, ConductTests, WireTests):
+    """Behind Keystone, whose tokens end within the suite; without bulk deletes.
 
-    listing_keys = PAGE + 60
-    largest = 8 << 20
-    model_examples = 2
+    What else the suite has, TestTempauth proves: once its token is there, a request is the same.
+    """
 
     @pytest.fixture(scope="class")
     @classmethod
