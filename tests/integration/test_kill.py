@@ -15,8 +15,8 @@ from tests.integration.content import MIB, change_image, files_below, same_conte
 from tests.integration.service import Service
 
 LENGTH = 48 * MIB
-#: The kill lands elsewhere with each.
-SEEDS = [0, 1, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(2, 20))]
+#: The kill lands elsewhere with each.  faults/test_kill_at_crash_points.py kills a worker at every step.
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(1, 20))]
 
 # Small segments and a slow store stretch every operation, so that a kill lands inside it.
 SLOW = {

@@ -56,12 +56,14 @@ paxos_propose_interval = 0.05
 mon_cluster_log_file = {base}/cluster.log
 [osd]
 osd_objectstore = memstore
-# Seconds until a client that was killed is forgotten; half a minute would be long for tests.
-osd_client_watch_timeout = 10
+# Seconds until a client that was killed is forgotten; half a minute would be long for tests.  Clients say
+# each second that they live, below.
+osd_client_watch_timeout = 6
 memstore_device_bytes = {capacity}
 osd_class_load_list = *
 osd_class_default_list = *
 [client]
+objecter_tick_interval = 1
 rgw_thread_pool_size = 64
 rgw_run_sync_thread = false
 rgw_swift_account_in_url = true
