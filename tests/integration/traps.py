@@ -46,6 +46,10 @@ class Traps:
         log = self.directory / "log"
         return log.read_text().splitlines() if log.exists() else []
 
+    def attempts(self, task: str) -> int:
+        """Return how many attempts at a task, e.g. ``backup``, have begun since that list was begun."""
+        return sum(line.startswith(f"{task}.begun ") for line in self.reached())
+
     def forget_reached(self) -> None:
         """Begin that list anew."""
         (self.directory / "log").unlink(missing_ok=True)

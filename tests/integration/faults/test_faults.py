@@ -57,10 +57,6 @@ def healthy(running: Installation) -> Iterator[Installation]:
     running.audit()
 
 
-def attempts(installed: Installation, point: str) -> int:
-    return sum(line.startswith(f"{point} ") for line in installed.traps.reached())
-
-
 # Two workers that both believe they own a task.
 
 
@@ -73,7 +69,7 @@ def test_a_backup_of_a_frozen_worker(healthy: Installation, point: str, tmp_path
     frozen = healthy.wait_struck(point)
     subject.client.wait_status("backup", made, "available")
     frozen.signal(signal.SIGCONT)
-    assert attempts(healthy, "backup.begun") >= 2
+    assert healthy.traps.attempts("backup") >= 2
     subject.assert_restores(made)
     subject.client.delete_backup(made)
 
@@ -95,7 +91,7 @@ def test_a_restore_of_a_worker_frozen_in_a_write(healthy: Installation, tmp_path
     late = subject.client.backup(subject.volume)
     assert same_content(subject.image, dirty.image, LENGTH)
     subject.assert_restores(late)
-    assert attempts(healthy, "restore.begun") >= 2
+    assert healthy.traps.attempts("restore") >= 2
 
 
 @ON_BOTH
