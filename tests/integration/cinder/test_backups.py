@@ -255,18 +255,20 @@ MOMENTS: dict[str, Callable[[World], bool]] = {
 
 def begun(there: World, volume: str, moment: str) -> str:
     """Return a backup that is at a moment now; one that was past it before anybody looked is made again."""
-    while True:
+    for _ in range(30):
         backup = there.backups.backup(volume, wait=False)
 
         def at_the_moment_or_later(backup: str = backup) -> str | None:
             if MOMENTS[moment](there):
                 return "now"
-            return "later" if there.backups.status("backup", backup) == "available" else None
+            # What was made for the backup goes after its end.
+            ended = there.backups.status("backup", backup) == "available" and not there.left()
+            return "later" if ended else None
 
         if there.backups.wait(moment, at_the_moment_or_later) == "now":
             return backup
         there.backups.delete_backup(backup)
-        there.backups.wait("the end of what was made", lambda: not there.left())
+    pytest.fail(f"nobody saw that {moment}")
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
