@@ -22,6 +22,7 @@ class RequestContext(context.RequestContext):
     :param system_scope: ``all`` where the caller acts on the installation as a whole and in no project;
         ``project_id`` is empty then.
     :param service_roles: roles of the service that passes the request on for the user.
+    :param policy_id: the backup policy that does it, in the name of its user; None: nobody's.
     :param user_token: what the caller has identified himself with, to ask other services in his name while
         the request is there.  It is in no log line and no task.
     """
@@ -42,6 +43,7 @@ class RequestContext(context.RequestContext):
         system_scope: str | None = None,
         service_roles: Iterable[str] = (),
         user_token: str | None = None,
+        policy_id: str | None = None,
     ) -> None:
         super().__init__(
             project_id=project_id,
@@ -54,6 +56,7 @@ class RequestContext(context.RequestContext):
             service_roles=sorted(service_roles),
         )
         self.user_token = user_token
+        self.policy_id = policy_id
 
     def update_store(self) -> None:
         """Do nothing: oslo.context's store would keep a caller after the request.

@@ -98,6 +98,14 @@ _MADE = """
 UPDATE backups SET policy_id = '50000000-0000-4000-8000-000000000000'
 WHERE volume_id = '00000000-0000-4000-8000-000000000000'
 """
+_ACTIONS = f"""
+INSERT INTO actions (kind, project_id, user_id, resource_id, resource_name, volume_id, request_id, created_at)
+{_NUMBERS}
+SELECT iif(n % 2, 'backup.create', 'backup.delete'), 'project-' || n % 10, 'alice',
+    printf('10000000-0000-4000-8000-%012d', n), 'nightly ' || n % {CHAIN},
+    printf('00000000-0000-4000-8000-%012d', n / {CHAIN}), 'req-' || n, datetime('now') || '.000000'
+FROM numbers
+"""
 _USAGE = f"""
 INSERT INTO store_usage (store, project_id, day, backups, objects, bytes, recorded_at)
 {_NUMBERS}
@@ -116,6 +124,7 @@ def _fill(db: Database, rows: int) -> None:
         (_RUNS, rows // CHAIN),
         (_MADE, 0),
         (_USAGE, 400),
+        (_ACTIONS, rows),
     ):
         execute(db.engine, statement, {"rows": count})
     db.renew_statistics()
@@ -143,7 +152,8 @@ def run(table: Table, directory: str, rows: int, rounds: int) -> None:
         middle = f"volumes/00000000-0000-4000-8000-{rows // CHAIN // 2:012}"
         policy = "policies/50000000-0000-4000-8000-000000000000"
         pages = ("health", "now", "volumes", "volumes?name=99", middle, "messages", "messages/done")
-        for page in (*pages, "policies", "policies/new", policy, f"{policy}/preview", "stores"):
+        done = ("messages/done?project=project-7", f"messages/done?about={middle.rpartition('/')[2]}")
+        for page in (*pages, *done, "policies", "policies/new", policy, f"{policy}/preview", "stores"):
             answer, seconds = _timed(api.app, f"/console/{page}", cookie, rounds * 10)
             _row(table, re.sub("[0-9a-f-]{36}", "ID", page), seconds, AIM_PAGE)
             files = re.findall(r'(?:href|src)="(/console/static/[^"]+)"', answer.text)

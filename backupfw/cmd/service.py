@@ -23,6 +23,7 @@ from backupfw.cmd.server import ApiServer
 from backupfw.db.session import Database
 from backupfw.dispatch.alerts import Alerts
 from backupfw.dispatch.base import Dispatch, InProcessDispatch
+from backupfw.manager.actions import ActionManager
 from backupfw.manager.messages import MessageManager
 from backupfw.manager.outcomes.backups import BackupTasks
 from backupfw.manager.outcomes.expiry import Expiry
@@ -84,18 +85,24 @@ def make_expiry(conf: cfg.ConfigOpts, db: Database) -> Expiry:
     return Expiry(db, conf, lambda volume: foreign[volume.backend].spoil_volume(volume_ref(volume)))
 
 
-def look_after(expiry: Expiry, messages: MessageManager) -> None:
-    """End tasks that waited too long for a worker, and delete messages that are too old."""
+def look_after(expiry: Expiry, messages: MessageManager, actions: ActionManager) -> None:
+    """End tasks that waited too long for a worker, and delete messages and records that are too old."""
     expiry.expire()
     messages.purge()
+    actions.purge()
+
+
+def make_look(conf: cfg.ConfigOpts, db: Database) -> Callable[[], None]:
+    """Return :func:`look_after` of a database."""
+    return partial(look_after, make_expiry(conf, db), MessageManager(db, conf), ActionManager(db, conf))
 
 
 def look_after_until(stop: threading.Event, conf: cfg.ConfigOpts, db: Database) -> None:
     """Call :func:`look_after` regularly in a process without a worker: no worker may be left to do it."""
-    expiry, messages, outages = make_expiry(conf, db), MessageManager(db, conf), Outages()
+    look, outages = make_look(conf, db), Outages()
     while not stop.wait(expire_seconds(conf)):
         with outages.guard("Operations that wait for a worker could not be looked at"):
-            look_after(expiry, messages)
+            look()
 
 
 @contextmanager
@@ -181,7 +188,8 @@ def _console(conf: cfg.ConfigOpts, db: Database, meters: Meters, token: str | No
     else:
         way = login.TokenLogin(token, everywhere="admin" in conf.api.noauth_roles)
     kept = sessions.Sessions(SessionManager(db))
-    return {app.MOUNT: app.maker(Overview(db, conf), StoreManager(db, conf), meters.store_calls, kept, way)}
+    reads = (Overview(db, conf), StoreManager(db, conf), ActionManager(db, conf))
+    return {app.MOUNT: app.maker(*reads, meters.store_calls, kept, way)}
 
 
 def pauses(conf: cfg.ConfigOpts) -> Pauses:
@@ -214,7 +222,7 @@ class WorkerProcess:
         self._tasks = Tasks(db, conf.backup.max_attempts, lambda: Limits.of(conf))
         self._conf = conf
         self._alone = alone
-        self._look_after = partial(look_after, make_expiry(conf, db), MessageManager(db, conf))
+        self._look_after = make_look(conf, db)
         alarm = Alarm(partial(tell_of_store, outbox, conf.host), conf.alerts.store_down_after)
         self._stores = Stores(conf, stop=self._ending.is_set, recorder=meters, alarm=alarm)
         self._data_keys = DataKeys.of(conf, KeyManager(db))

@@ -69,6 +69,14 @@ OPTS = (
         help="Seconds for which user messages about failed operations are kept and shown; the default is 30"
         " days.",
     ),
+    cfg.IntOpt(
+        "action_ttl",
+        default=7776000,
+        min=60,
+        max=3153600000,
+        help="Seconds for which the records are kept and shown of who had what done to backups, volumes,"
+        " snapshots and backup policies; the default is 90 days.",
+    ),
     cfg.StrOpt(
         "state_dir",
         default="/var/lib/backupfw",

@@ -30,6 +30,7 @@ from backupfw.console.login import Attempts, Login, Refused
 from backupfw.console.page import USER, ConsoleSite, StoreCalls, View, go, is_refresh, render
 from backupfw.console.sessions import Sessions, User, is_private
 from backupfw.console.views.root import RootPage
+from backupfw.manager.actions import ActionManager
 from backupfw.manager.usecases.overview import Overview
 from backupfw.manager.usecases.stores import StoreManager
 
@@ -291,12 +292,17 @@ def _is_ours(request: webob.Request) -> bool:
 
 
 def maker(
-    overview: Overview, stores: StoreManager, calls: StoreCalls, sessions: Sessions, login: Login
+    overview: Overview,
+    stores: StoreManager,
+    actions: ActionManager,
+    calls: StoreCalls,
+    sessions: Sessions,
+    login: Login,
 ) -> Callable[[Site, Callable[[WsgiApp], WsgiApp]], WsgiApp]:
     """Return what makes the console of an API, for :func:`backupfw.api.app.make_app`."""
 
     def make(site: Site, identify: Callable[[WsgiApp], WsgiApp]) -> WsgiApp:
-        own = ConsoleSite(site.managers, site.policy, site.settings, overview, stores, calls)
+        own = ConsoleSite(site.managers, site.policy, site.settings, overview, stores, actions, calls)
         return Console(own, identify, sessions, login)
 
     return make

@@ -21,6 +21,7 @@ from backupfw.api.site import Site
 from backupfw.console import files, shown
 from backupfw.console.sessions import User
 from backupfw.context import RequestContext
+from backupfw.manager.actions import ActionManager
 from backupfw.manager.usecases.overview import Overview
 from backupfw.manager.usecases.stores import StoreManager
 
@@ -49,11 +50,13 @@ class ConsoleSite(Site):
 
     :ivar overview: reads for people.
     :ivar stores: what stores hold.
+    :ivar actions: who had what done.
     :ivar calls: how many calls this process made to each store, and how many failed.
     """
 
     overview: Overview
     stores: StoreManager
+    actions: ActionManager
     calls: StoreCalls
 
 
@@ -109,9 +112,9 @@ def is_refresh(request: webob.Request) -> bool:
     return bool(request.headers.get("HX-Request") == "true")
 
 
-def number(text: str | None) -> int:
-    """Return a number of a query; 0: it is none."""
-    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else 0
+def number(text: str | None, digits: int = 9) -> int:
+    """Return a number of a query that has at most so many digits; 0: it is none."""
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) <= digits else 0
 
 
 def go(request: webob.Request, response: webob.Response, where: str) -> None:

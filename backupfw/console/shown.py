@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 from markupsafe import Markup, escape
 
 from backupfw.amounts import human_size
+from backupfw.manager.actions import Kind
 from backupfw.manager.policies.retention import COUNTS
 from backupfw.manager.usecases.overview import Freed, Operation
 
@@ -166,9 +167,40 @@ OPERATIONS = {
 }
 #: What is said of an action, by its kind.
 ACTIONS = {
-    "backup": "Backup",
-    "policy-made": "Policy made:",
-    "policy-changed": "Policy changed:",
+    Kind.BACKUP_CREATE: "Backup",
+    Kind.BACKUP_UPDATE: "Change of backup",
+    Kind.BACKUP_DELETE: "Deletion of backup",
+    Kind.BACKUP_FORCE_DELETE: "Forced deletion of backup",
+    Kind.BACKUP_RESTORE: "Restore of backup",
+    Kind.BACKUP_VERIFY: "Verification of backup",
+    Kind.BACKUP_CANCEL: "Cancellation for backup",
+    Kind.BACKUP_COPY: "Copy of backup",
+    Kind.BACKUP_REMOVE_COPY: "Removal of a copy of backup",
+    Kind.BACKUP_PROMOTE_COPY: "Promotion of a copy of backup",
+    Kind.BACKUP_CONVERT: "Conversion of backup",
+    Kind.BACKUP_IMPORT: "Import of backup",
+    Kind.BACKUP_RESET_STATUS: "Reset of backup",
+    Kind.BACKUP_DESTROY_KEYS: "Destruction of the key of backup",
+    Kind.POLICY_CREATE: "Policy made:",
+    Kind.POLICY_UPDATE: "Policy changed:",
+    Kind.POLICY_DELETE: "Policy deleted:",
+    Kind.POLICY_RUN: "Policy run:",
+    Kind.VOLUME_CREATE: "Making of volume",
+    Kind.VOLUME_UPDATE: "Change of volume",
+    Kind.VOLUME_ADOPT: "Adoption of volume",
+    Kind.VOLUME_FORGET: "Volume forgotten:",
+    Kind.VOLUME_DELETE: "Deletion of volume",
+    Kind.VOLUME_FORCE_DELETE: "Forced deletion of volume",
+    Kind.VOLUME_EXTEND: "Extension of volume",
+    Kind.VOLUME_TRANSFER: "Transfer of volume",
+    Kind.VOLUME_ATTACH: "Attachment of volume",
+    Kind.VOLUME_DETACH: "Detachment of volume",
+    Kind.VOLUME_RESET_STATUS: "Reset of volume",
+    Kind.SNAPSHOT_CREATE: "Making of snapshot",
+    Kind.SNAPSHOT_UPDATE: "Change of snapshot",
+    Kind.SNAPSHOT_DELETE: "Deletion of snapshot",
+    Kind.SNAPSHOT_FORCE_DELETE: "Forced deletion of snapshot",
+    Kind.SNAPSHOT_RESET_STATUS: "Reset of snapshot",
 }
 #: Why tasks wait, by what :func:`backupfw.manager.queue.waiting.why` says.
 REASONS = {

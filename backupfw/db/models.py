@@ -823,3 +823,32 @@ class Message(Base):
     event_id: Mapped[str] = mapped_column(String(80))
     message_level: Mapped[str] = mapped_column(String(16))
     created_at: Mapped[datetime]
+
+
+class Action(Base):
+    """Something that somebody had done; ``resource_name`` is what it was called then.
+
+    ``policy_id``: the backup policy that did it, in nobody's name.  ``volume_id``: of what it was done to; of
+    a volume its own.
+    """
+
+    __tablename__ = "actions"
+    __table_args__ = (
+        Index("ix_actions_project", "project_id", "id"),
+        Index("ix_actions_resource_id", "resource_id"),
+        Index("ix_actions_volume_id", "volume_id"),
+        Index("ix_actions_created_at", "created_at"),
+        {**_TABLE, "sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(_Drawn, primary_key=True, autoincrement=True)
+    kind: Mapped[str] = mapped_column(String(32))
+    project_id: Mapped[str]
+    user_id: Mapped[str | None]
+    policy_id: Mapped[str | None] = mapped_column(String(36))
+    resource_id: Mapped[str] = mapped_column(String(36))
+    resource_name: Mapped[str | None]
+    volume_id: Mapped[str | None] = mapped_column(String(36))
+    detail: Mapped[str | None]
+    request_id: Mapped[str | None]
+    created_at: Mapped[datetime]

@@ -323,6 +323,31 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Action:
+    """Something that somebody had done (:mod:`backupfw.manager.actions`).
+
+    :ivar kind: what was done to what, e.g. ``backup.delete``.
+    :ivar user_id: who, as the identity service names him.
+    :ivar policy_id: the backup policy that did it; None: nobody's.
+    :ivar resource_name: what the resource was called then.
+    :ivar volume_id: the volume that the resource is, or is of; None: it is of none.
+    :ivar created_at: naive UTC.
+    """
+
+    id: int
+    kind: str
+    project_id: str
+    user_id: str | None
+    policy_id: str | None
+    resource_id: str
+    resource_name: str | None
+    volume_id: str | None
+    detail: str | None
+    request_id: str | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """A claimed task, as it was when it was claimed.
 

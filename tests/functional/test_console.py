@@ -19,12 +19,13 @@ from webtest import TestApp, TestResponse
 from backupfw import console
 from backupfw.api.app import make_app
 from backupfw.console import app as console_app
-from backupfw.console import timeline
+from backupfw.console import shown, timeline
 from backupfw.console.login import Attempts, Field, Refused, TokenLogin, new_token
 from backupfw.console.sessions import Sessions, User
 from backupfw.context import RequestContext
 from backupfw.db import models
 from backupfw.db.session import now
+from backupfw.manager.actions import ActionManager, Kind
 from backupfw.manager.queue.services import BACKUP_BINARY
 from backupfw.manager.usecases import sessions
 from backupfw.manager.usecases.overview import BackupState, Freed, Overview
@@ -96,7 +97,8 @@ def made(cloud: Cloud) -> Any:
     kept = Sessions(sessions.SessionManager(cloud.db))
     stores = StoreManager(cloud.db, cloud.conf)
     calls = {"main": (17, 2)}
-    maker = console_app.maker(Overview(cloud.db, cloud.conf), stores, lambda: calls, kept, Anybody())
+    reads = (Overview(cloud.db, cloud.conf), stores, ActionManager(cloud.db, cloud.conf))
+    maker = console_app.maker(*reads, lambda: calls, kept, Anybody())
     return make_app(cloud.managers, cloud.conf, beside={"console": maker})
 
 
@@ -142,6 +144,17 @@ def fill(cloud: Cloud, count: int) -> None:
                     "kind": "backup.create", "resource_id": one["id"], "source_id": volume,
                     "project_id": "demo", "payload": {}, "state": "queued", "queue_position": number,
                     "created_at": moment,
+                }
+                for number, one in enumerate(backups)
+            ],
+        )  # fmt: skip
+        session.execute(
+            insert(models.Action),
+            [
+                {
+                    "kind": "backup.create", "project_id": "demo", "user_id": HOSTILE[number % len(HOSTILE)],
+                    "resource_id": one["id"], "resource_name": one["display_name"], "volume_id": volume,
+                    "detail": HOSTILE[0], "request_id": HOSTILE[0], "created_at": moment,
                 }
                 for number, one in enumerate(backups)
             ],
@@ -629,10 +642,9 @@ def test_messages_and_actions_of_a_project(cloud: Cloud) -> None:
     policy = cloud.client().at("3.0").post("/backup-policies", {"backup_policy": body}, 201)
     policy_id = policy.json["backup_policy"]["id"]
     cloud.managers.policies.pause(_admin(), policy_id)
-    with cloud.db.write() as session:
-        session.execute(
-            update(models.Backup).where(models.Backup.project_id == "demo").values(policy_id=policy_id)
-        )
+    acting = RequestContext("demo", "alice", ["member"], policy_id=policy_id)
+    cloud.managers.backups.delete(acting, backups["demo"])
+    cloud.settle()
     for page, both in (("messages", "project other"), ("messages/done", "project other")):
         assert both in admin.get(page).text
         assert both not in admin.get(f"{page}?project=demo").text
@@ -645,9 +657,14 @@ def test_messages_and_actions_of_a_project(cloud: Cloud) -> None:
         1,
         2,
     ]
-    assert f">policy {policy_id[:8]}</a>" in text, "a backup of a policy is nobody's"
+    assert f">policy {policy_id[:8]}</a>" in text, "what a policy does is nobody's"
+    assert "Deletion of backup" in text
     assert "root" in text.partition("Policy changed:")[2]
-    user.get("messages/done?before=yesterday", status=400)
+    # It is gone, and what was done to it is known.
+    about = user.get(f"messages/done?about={backups['demo'].upper()}").text
+    assert [about.count(words) for words in ("Deletion of backup", 'row">Backup ', "Policy")] == [1, 1, 0]
+    assert "<p>Nothing.</p>" in user.get(f"messages/done?about={backups['other']}").text
+    assert "Policy made" in user.get("messages/done?before=yesterday").text, "it is no number"
 
 
 def test_actions_tell_of_no_policies_who_may_not_see_them(cloud: Cloud, tmp_path: Path) -> None:
@@ -666,6 +683,10 @@ def test_actions_are_read_page_by_page(full: Cloud) -> None:
     ids = [set(re.findall("#backup-([0-9a-f-]{36})", page.text)) for page in pages]
     assert [len(found) for found in ids] == [50, 50]
     assert not ids[0] & ids[1]
+
+
+def test_every_kind_of_action_has_words() -> None:
+    assert set(shown.ACTIONS) == set(Kind)
 
 
 def _lineage(cloud: Cloud, *edges: tuple[int | None, str]) -> list[str]:

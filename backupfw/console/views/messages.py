@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backupfw.api.request import Request, Response, expose
-from backupfw.console.page import Page, View, go
+from backupfw.console.page import Page, View, go, number
 
 #: How many a page has.
 SHOWN = 50
@@ -52,14 +52,15 @@ class MessagesPage(Page):
     @expose("GET", "done", rule="backup:get_all")
     def done(self, req: Request, resp: Response) -> View:
         """List who had what done when, the newest first."""
-        project = (req.query.get("project") or "").strip()
-        found = self.site.overview.actions(
+        project, about = ((req.query.get(name) or "").strip() for name in ("project", "about"))
+        found = self.site.actions.list(
             req.context,
             project_id=project or None,
+            about=about.lower() or None,
             policies=self.allows(req, "backup_policy:get_all"),
-            before=req.query.get("before"),
+            before=number(req.query.get("before"), 18) or None,
             limit=SHOWN + 1,
         )
-        view = View("done", actions=found[:SHOWN], more=len(found) > SHOWN, project=project)
+        view = View("done", actions=found[:SHOWN], more=len(found) > SHOWN, project=project, about=about)
         view.update(everywhere=bool(req.context.is_admin), now=self.site.overview.moment())
         return view

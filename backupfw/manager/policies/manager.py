@@ -14,7 +14,8 @@ from backupfw.db.locks import lock
 from backupfw.db.models import Backup, BackupPolicy, PolicyRun
 from backupfw.db.session import now
 from backupfw.errors import BackupPolicyNotFound, InvalidInput, VolumeNotFound
-from backupfw.manager import listing, rows
+from backupfw.manager import actions, listing, rows
+from backupfw.manager.actions import Kind
 from backupfw.manager.policies import planning, preview
 from backupfw.manager.policies import settings as policy_settings
 from backupfw.manager.policies.preview import Preview
@@ -84,6 +85,7 @@ class PolicyManager:
                 updated_at=moment,
             )
             session.add(row)
+            actions.record(session, ctx, Kind.POLICY_CREATE, row)
             session.flush()
             return rows.backup_policy(row)
 
@@ -157,6 +159,11 @@ class PolicyManager:
             if found is not None and due_anew and row.enabled:
                 row.next_run_at, row.planned_at = found.schedule.after(moment), moment
             row.updated_by, row.updated_at = ctx.user_id, moment
+            words = [*(settings or ())]
+            changed = {"name": name, "description": description, "max_concurrent": max_concurrent}
+            words += [word for word, value in changed.items() if value is not UNSET]
+            words += [] if enabled is None else ["resumed" if enabled else "paused"]
+            actions.record(session, ctx, Kind.POLICY_UPDATE, row, ", ".join(words))
             session.flush()
             return rows.backup_policy(row)
 
@@ -170,6 +177,7 @@ class PolicyManager:
 
         def work(session: Session) -> None:
             row = _find(session, ctx, policy_id, hold=True)
+            actions.record(session, ctx, Kind.POLICY_DELETE, row)
             session.execute(delete(PolicyRun).where(PolicyRun.policy_id == row.id))
             session.delete(row)
 
@@ -203,6 +211,7 @@ class PolicyManager:
 
         def work(session: Session) -> Sequence[rows.PolicyRun]:
             row = _find(session, ctx, policy_id, hold=True)
+            actions.record(session, ctx, Kind.POLICY_RUN, row)
             planning.plan_now(session, row, moment, foreign=self._backups.mirrors.has_catalogues)
             run = PolicyRun
             found = select(run).where(run.policy_id == row.id, run.scheduled_at == moment)

@@ -118,7 +118,7 @@ class Taken:
 
     def context(self) -> RequestContext:
         """Return the caller for whom the backup is made."""
-        return _member(self.project_id, self.user_id)
+        return _member(self.project_id, self.user_id, self.policy_id)
 
     @property
     def searches(self) -> bool:
@@ -478,7 +478,7 @@ class PolicyRuns:
         run, backup = models.PolicyRun, models.Backup
         with self._db.read() as session:
             late = session.execute(
-                select(run.id, run.backup_id, run.project_id)
+                select(run.id, run.backup_id, run.project_id, run.policy_id)
                 .join(backup, backup.id == run.backup_id)
                 .where(
                     run.status == RUNNING,
@@ -487,13 +487,13 @@ class PolicyRuns:
                 )
                 .limit(_ONE_BY_ONE)
             ).all()
-        for run_id, backup_id, project_id in late:
+        for run_id, backup_id, project_id, policy_id in late:
             reason = "It was not complete within its completion window."
             told = update(run).where(run.id == run_id, run.status == RUNNING).values(reason=reason)
             self._db.run(lambda session, told=told: session.execute(told))  # type: ignore[misc]
             assert backup_id is not None
             try:
-                self._backups.cancel(RequestContext(project_id, ""), backup_id)
+                self._backups.cancel(_member(project_id, None, policy_id), backup_id)
             except (InvalidBackup, NotFound):
                 # It ended just now.
                 continue
@@ -561,7 +561,7 @@ class PolicyRuns:
 
     def _may_delete(self, policy: models.BackupPolicy) -> bool:
         """Return whether a member of the policy's project may delete backups now."""
-        context = _member(policy.project_id, policy.updated_by)
+        context = _member(policy.project_id, policy.updated_by, policy.id)
         try:
             return self._allows(context, _DELETE, policy.project_id)
         except Exception:
@@ -570,7 +570,7 @@ class PolicyRuns:
 
     def _let_go(self, policy: models.BackupPolicy, volume_id: str, most: int, *, succeeded: bool) -> int:
         """Let retention delete backups of a volume; return how many, at most ``most``."""
-        context = _member(policy.project_id, policy.updated_by)
+        context = _member(policy.project_id, policy.updated_by, policy.id)
         with working_for(context):
             try:
                 settings = policy_settings.read(policy.settings)
@@ -646,9 +646,9 @@ class PolicyRuns:
                 return
 
 
-def _member(project_id: str, user_id: str | None) -> RequestContext:
+def _member(project_id: str, user_id: str | None, policy_id: str) -> RequestContext:
     """Return whom a policy acts for: a member of its project, with no token."""
-    return RequestContext(project_id, user_id or "", ("member",))
+    return RequestContext(project_id, user_id or "", ("member",), policy_id=policy_id)
 
 
 def _is_free(run: Any, moment: datetime) -> ColumnElement[bool]:

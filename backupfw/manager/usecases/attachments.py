@@ -15,7 +15,8 @@ from sqlalchemy.orm import Session
 from backupfw.db import models
 from backupfw.db.session import now
 from backupfw.errors import AttachmentNotFound, InvalidVolume
-from backupfw.manager import rows
+from backupfw.manager import actions, rows
+from backupfw.manager.actions import Kind
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.lineage.lifecycle import VolumeMoves
 from backupfw.manager.rules.volume_rules import find_volume, is_attached, is_read_by_task
@@ -86,6 +87,7 @@ class Attachments:
                 mountpoint=mountpoint,
                 attach_mode=mode,
             )
+            actions.record(session, ctx, Kind.VOLUME_ATTACH, volume, mountpoint or instance_uuid or host_name)
             lifecycle.move(session, models.Volume, volume_id, VolumeMoves.attach)
             return rows.volume(session, volume)
 
@@ -119,6 +121,7 @@ class Attachments:
             if attachment_id is not None and not gone:
                 raise AttachmentNotFound(attachment_id)
             session.execute(delete(models.Attachment).where(models.Attachment.id.in_(gone)))
+            actions.record(session, ctx, Kind.VOLUME_DETACH, volume)
             if not is_attached(session, volume_id):
                 lifecycle.move(session, models.Volume, volume_id, VolumeMoves.detach)
             return rows.volume(session, volume)

@@ -23,7 +23,8 @@ from backupfw.context import RequestContext
 from backupfw.db import locks, models
 from backupfw.db.session import Database, now
 from backupfw.errors import BackupNotFound, InvalidBackup, InvalidInput, InvalidVolume, ServiceUnavailable
-from backupfw.manager import listing, records, rows
+from backupfw.manager import actions, listing, records, rows
+from backupfw.manager.actions import Kind
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.lineage.lifecycle import BackupMoves
 from backupfw.manager.lineage.manifests import CINDER
@@ -204,6 +205,7 @@ class BackupManager(UseCases):
                 encrypt=encrypt,
                 copies=self._placer.copies(where.store, subject, wanted),
             )
+            actions.record(session, ctx, Kind.BACKUP_CREATE, row, "incremental" if parent else "full")
             return rows.new_backup(row, metadata or {})
 
         return self._change(work, lambda session: rows.backup_by_id(rows.fetching(session), backup_id))
@@ -274,6 +276,9 @@ class BackupManager(UseCases):
             if metadata is not UNSET:
                 backup_rows.set_metadata(session, backup_id, metadata)
             row.updated_at = now(session)
+            changed = {"name": name, "description": description, "metadata": metadata}
+            words = ", ".join(word for word, value in changed.items() if value is not UNSET)
+            actions.record(session, ctx, Kind.BACKUP_UPDATE, row, words)
             session.flush()
             return rows.backup(session, row)
 
@@ -290,6 +295,8 @@ class BackupManager(UseCases):
             known = rows.metadata_of(session, models.BackupMetadata, [backup_id]).get(backup_id, {})
             backup_rows.set_metadata(session, backup_id, {**known, **metadata})
             row.updated_at = now(session)
+            words = ", ".join(f"{key}={value}" for key, value in metadata.items())
+            actions.record(session, ctx, Kind.BACKUP_UPDATE, row, words)
             session.flush()
             return rows.backup(session, row)
 
@@ -318,6 +325,7 @@ class BackupManager(UseCases):
                 refuse(session, row)
             if not lifecycle.move(session, models.Backup, row.id, BackupMoves.delete):
                 raise InvalidBackup("Backup status must be available or error")
+            actions.record(session, ctx, Kind.BACKUP_DELETE, row)
             backup_rows.stop_verifications(session, row)
             queue(session, ctx, tasks.BACKUP_DELETE, row, tries=0)
 
@@ -339,6 +347,7 @@ class BackupManager(UseCases):
             backup_rows.stop_tasks(session, row)
             if not lifecycle.move(session, models.Backup, row.id, BackupMoves.force_delete, fail_reason=None):
                 raise BackupNotFound(backup_id)
+            actions.record(session, ctx, Kind.BACKUP_FORCE_DELETE, row)
             backup_rows.stop_verifications(session, row)
             queue(session, ctx, tasks.BACKUP_DELETE, row, tries=0)
 
@@ -375,7 +384,9 @@ class BackupManager(UseCases):
                     project_id=row.project_id,
                     request_id=ctx.request_id,
                 )
-            return [place.store for place in places]
+            found = [place.store for place in places]
+            actions.record(session, ctx, Kind.BACKUP_VERIFY, row, f"in {' and '.join(found)}")
+            return found
 
         def begun(session: Session) -> Sequence[str] | None:
             mine = (task.source_id == backup_id, task.request_id == ctx.request_id)
@@ -403,7 +414,8 @@ class BackupManager(UseCases):
         def work(session: Session) -> rows.Backup:
             row = volume_rules.find_backup(session, ctx, backup_id)
             cancelled = [] if verification else backup_rows.stop_tasks(session, row, _CANCELLABLE)
-            if not cancelled and not backup_rows.stop_verifications(session, row):
+            verified = [] if cancelled else backup_rows.stop_verifications(session, row)
+            if not cancelled and not verified:
                 raise InvalidBackup(
                     f"Backup {backup_id} is not being verified."
                     if verification
@@ -413,9 +425,12 @@ class BackupManager(UseCases):
             for task in cancelled:
                 reason = "The restore was cancelled." if task.kind == tasks.BACKUP_RESTORE else CANCELLED
                 failures.failed(session, task, reason, Detail.CANCELLED)
+            kinds = dict.fromkeys(task.kind for task in (*cancelled, *verified))
+            actions.record(session, ctx, Kind.BACKUP_CANCEL, row, ", ".join(kinds))
             manifest = backup_rows.manifest_of(session, row, lock=True)
             if manifest is not None and manifest.state == lifecycle.RELEASED:
                 backup_rows.queue_release(session, manifest, row.project_id, ctx.request_id)
+            session.flush()
             session.refresh(row)
             return rows.backup(session, row)
 
@@ -446,6 +461,7 @@ class BackupManager(UseCases):
         def work(session: Session) -> rows.BackupCopy:
             row = volume_rules.find_backup(session, ctx, backup_id, lock=True)
             copies.begin(session, row, store, container, ctx.request_id)
+            actions.record(session, ctx, Kind.BACKUP_COPY, row, f"to {store}")
             return self._copy(session, backup_id, store)
 
         return self._change(work)
@@ -476,6 +492,7 @@ class BackupManager(UseCases):
             where = self._placer.place(wish, subject, _placement_of(self._conf, parent))
             encrypt = self._placer.encrypts(where.store, subject)
             made = copies.convert(session, row, where.store, where.container, ctx.request_id, encrypt=encrypt)
+            actions.record(session, ctx, Kind.BACKUP_CONVERT, row, f"to {made.store}")
             return self._copy(session, backup_id, made.store)
 
         return self._change(work)
@@ -490,11 +507,12 @@ class BackupManager(UseCases):
         """
 
         def work(session: Session) -> None:
-            volume_rules.find_backup(session, ctx, backup_id, lock=True)
+            backup = volume_rules.find_backup(session, ctx, backup_id, lock=True)
             row = models.BackupCopy
             found = session.scalar(select(row).where(row.backup_id == backup_id, row.store == store))
             if found is None:
                 raise InvalidBackup(f"The backup has no copy in the store {store}.")
+            actions.record(session, ctx, Kind.BACKUP_REMOVE_COPY, backup, f"in {store}")
             copies.remove(session, found, ctx.request_id)
 
         self._change(work)
@@ -510,6 +528,7 @@ class BackupManager(UseCases):
         def work(session: Session) -> None:
             row = volume_rules.find_backup(session, ctx, backup_id, lock=True)
             copies.promote(session, row, store, service)
+            actions.record(session, ctx, Kind.BACKUP_PROMOTE_COPY, row, f"in {store}")
 
         self._db.run(work)
 
@@ -613,6 +632,7 @@ class BackupManager(UseCases):
         def work(session: Session) -> rows.Backup:
             row = volume_rules.find_backup(session, ctx, backup_id)
             outbox.add(session, "backup.reset_status.start", row.id, ctx.request_id)
+            actions.record(session, ctx, Kind.BACKUP_RESET_STATUS, row, f"to {wanted}")
             backup_rows.stop_tasks(session, row)
             manifest = backup_rows.manifest_of(session, row, lock=True)
             live = manifest is not None and manifest.state == lifecycle.LIVE
@@ -683,6 +703,7 @@ class BackupManager(UseCases):
                 raise InvalidBackup("Backup already exists in database.")
             quota.check(session, self._conf, ctx.project_id, {"backups": 1, "backup_gigabytes": record.size})
             row = backup_rows.imported(session, ctx, record, known, volume_id=rows.NO_VOLUME)
+            actions.record(session, ctx, Kind.BACKUP_IMPORT, row)
             queue(
                 session,
                 ctx,
@@ -740,6 +761,7 @@ def begin_restore(
         progress_total=0,
     ):
         raise InvalidBackup("Backup status must be available")
+    actions.record(session, ctx, Kind.BACKUP_RESTORE, backup, f"to volume {volume.id}")
     tasks.add(
         session,
         tasks.BACKUP_RESTORE,

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from backupfw.db.models import Backup, Snapshot, SnapshotMetadata, Volume, VolumeMetadata
 from backupfw.db.session import now
+from backupfw.manager import actions
 from backupfw.manager import metadata as pairs
 from backupfw.manager.queue import tasks
 
@@ -68,6 +69,7 @@ def queue(
 
 def describe(
     session: Session,
+    ctx: RequestContext,
     row: Volume | Snapshot,
     name: str | None,
     description: str | None,
@@ -77,6 +79,9 @@ def describe(
     row.display_name = name
     row.display_description = description
     row.updated_at = now(session)
+    words = "name, description" + ("" if metadata is None else ", metadata")
+    kind = actions.Kind.VOLUME_UPDATE if isinstance(row, Volume) else actions.Kind.SNAPSHOT_UPDATE
+    actions.record(session, ctx, kind, row, words)
     if metadata is not None:
         model = VolumeMetadata if isinstance(row, Volume) else SnapshotMetadata
         pairs.replace(session, model, row.id, metadata)

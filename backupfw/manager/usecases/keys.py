@@ -18,7 +18,8 @@ from backupfw.db import models
 from backupfw.db.locks import insert_if_absent, lock
 from backupfw.db.session import now
 from backupfw.errors import Conflict, InvalidInput
-from backupfw.manager import rows
+from backupfw.manager import actions, rows
+from backupfw.manager.actions import Kind
 from backupfw.manager.lineage import lifecycle, manifests
 from backupfw.manager.queue import outbox
 from backupfw.manager.rules import backup_rows, project_keys
@@ -313,6 +314,7 @@ class KeyManager:
                 row = session.get_one(backup, backup_id)
                 if row.fail_reason != project_keys.DESTROYED or row.status != lifecycle.ERROR:
                     self._fail(session, row, ctx.request_id)
+                    actions.record(session, ctx, Kind.BACKUP_DESTROY_KEYS, row)
                     failed += 1
             return Destruction(key_ids, failed)
 

@@ -27,12 +27,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
-from backupfw import moments
 from backupfw.conf.stores import group_of
 from backupfw.db import models, queries
 from backupfw.db.installation import installation_id
 from backupfw.db.session import now
-from backupfw.errors import InvalidInput, VolumeNotFound
+from backupfw.errors import VolumeNotFound
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.queue import claims, requirements, services, tasks, waiting
 from backupfw.manager.queue.claims import Limits
@@ -126,29 +125,6 @@ class VolumeState:
     size: int | None
     last_good: datetime | None
     last_verified: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class Action:
-    """Something that somebody had done.
-
-    :ivar kind: ``backup``, ``policy-made`` or ``policy-changed``.
-    :ivar id: of the backup or the policy.
-    :ivar volume_id: of the backup; None: it is about a policy.
-    :ivar user_id: who, as the identity service names him.
-    :ivar policy_id: whose run it was; None: nobody's.
-    :ivar moment: naive UTC.
-    """
-
-    kind: str
-    id: str
-    name: str | None
-    project_id: str
-    volume_id: str | None
-    user_id: str | None
-    policy_id: str | None
-    status: str
-    moment: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,75 +307,6 @@ class Overview:
             return VolumeState(
                 volume_id, name, project_id, None, None, good.get(volume_id), verified.get(volume_id)
             )
-
-    def actions(
-        self,
-        ctx: RequestContext,
-        *,
-        project_id: str | None,
-        policies: bool,
-        before: str | None,
-        limit: int,
-    ) -> Sequence[Action]:
-        """Return who had backups and policies made and changed, the newest first.
-
-        :param project_id: only of this project; None: of all that the caller sees.
-        :param policies: whether the caller sees policies, too.
-        :param before: only what was done before this moment, as text.
-        :raises InvalidInput: it is no moment.
-        """
-        backup, policy = models.Backup, models.BackupPolicy
-        whose = project_id if ctx.is_admin else ctx.project_id
-        try:
-            until = None if before is None else moments.parse(before)
-        except ValueError as error:
-            raise InvalidInput(f"before: {before!a} is no moment.") from error
-
-        def newest(model: type[Any], moment: Any, *where: ColumnElement[bool]) -> Any:
-            query = select(model).where(*where).order_by(moment.desc(), model.id.desc()).limit(limit)
-            query = query if whose is None else query.where(model.project_id == whose)
-            return query if until is None else query.where(moment < until)
-
-        def of_policy(kind: str, one: models.BackupPolicy, user_id: str | None, moment: datetime) -> Action:
-            return Action(
-                kind=kind,
-                id=one.id,
-                name=one.display_name,
-                project_id=one.project_id,
-                volume_id=None,
-                user_id=user_id,
-                policy_id=None,
-                status="active" if one.enabled else "paused",
-                moment=moment,
-            )
-
-        with self._db.read() as session:
-            found = [
-                Action(
-                    kind="backup",
-                    id=one.id,
-                    name=one.display_name,
-                    project_id=one.project_id,
-                    volume_id=one.volume_id,
-                    user_id=None if one.policy_id else one.user_id,
-                    policy_id=one.policy_id,
-                    status=one.status,
-                    moment=one.created_at,
-                )
-                for one in session.scalars(newest(backup, backup.created_at, backup.deleted == false()))
-            ]
-            if policies:
-                found += [
-                    of_policy("policy-made", one, one.user_id, one.created_at)
-                    for one in session.scalars(newest(policy, policy.created_at))
-                ]
-                changed = policy.updated_at > policy.created_at
-                found += [
-                    of_policy("policy-changed", one, one.updated_by, one.updated_at)
-                    for one in session.scalars(newest(policy, policy.updated_at, changed))
-                ]
-        found.sort(key=lambda one: (one.moment, one.id), reverse=True)
-        return found[:limit]
 
     def volume_names(self, volume_ids: Iterable[str | None]) -> Mapping[Any, str | None]:
         """Return what users call volumes, by id; the caller must see what names them."""

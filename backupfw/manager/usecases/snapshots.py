@@ -15,7 +15,8 @@ from backupfw.db import locks, models
 from backupfw.db.models import SnapshotMetadata
 from backupfw.db.session import now
 from backupfw.errors import InvalidInput, InvalidSnapshot, InvalidVolume
-from backupfw.manager import listing, rows
+from backupfw.manager import actions, listing, rows
+from backupfw.manager.actions import Kind
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.lineage.lifecycle import SnapshotMoves
 from backupfw.manager.metadata import Metadata, add
@@ -97,6 +98,7 @@ class SnapshotManager(UseCases):
             session.add(snapshot)
             session.flush()
             add(session, SnapshotMetadata, snapshot.id, metadata or {})
+            actions.record(session, ctx, Kind.SNAPSHOT_CREATE, snapshot)
             queue(session, ctx, tasks.SNAPSHOT_CREATE, snapshot, volume_id)
             return rows.snapshot(session, snapshot)
 
@@ -151,7 +153,7 @@ class SnapshotManager(UseCases):
 
         def work(session: Session) -> rows.Snapshot:
             snapshot = find_snapshot(session, ctx, snapshot_id, lock=True)
-            describe(session, snapshot, name, description, metadata)
+            describe(session, ctx, snapshot, name, description, metadata)
             return rows.snapshot(session, snapshot)
 
         return self._db.run(work)
@@ -170,6 +172,7 @@ class SnapshotManager(UseCases):
                     f"Snapshot status must be one of {', '.join(SnapshotMoves.delete.sources)} to delete it, "
                     f'but the current status is "{snapshot.status}".'
                 )
+            actions.record(session, ctx, Kind.SNAPSHOT_DELETE, snapshot)
             queue_snapshot_delete(session, ctx, snapshot)
 
         self._change(work)
@@ -184,6 +187,7 @@ class SnapshotManager(UseCases):
 
         def work(session: Session) -> None:
             snapshot = self._locked(session, ctx, snapshot_id)
+            actions.record(session, ctx, Kind.SNAPSHOT_FORCE_DELETE, snapshot)
             tasks.cancel(session, snapshot_id, (tasks.SNAPSHOT_CREATE,))
             queue_snapshot_delete(session, ctx, snapshot)
 
@@ -208,6 +212,7 @@ class SnapshotManager(UseCases):
                 )
             if status == lifecycle.AVAILABLE and snapshot.location is None:
                 raise InvalidSnapshot(f"Snapshot {snapshot_id} has no storage, so it cannot be {status}.")
+            actions.record(session, ctx, Kind.SNAPSHOT_RESET_STATUS, snapshot, f"to {status}")
             tasks.cancel(session, snapshot_id, _OWN_TASKS)
             lifecycle.move(
                 session, models.Snapshot, snapshot_id, lifecycle.reset(status), previous_status=None
@@ -236,6 +241,7 @@ class SnapshotManager(UseCases):
             if status == lifecycle.AVAILABLE and snapshot.location is None:
                 raise InvalidSnapshot(f"Snapshot {snapshot_id} has no storage, so it cannot be {status}.")
             values = {} if progress is None else {"progress": progress}
+            actions.record(session, ctx, Kind.SNAPSHOT_RESET_STATUS, snapshot, f"to {status}")
             if status != snapshot.status:
                 tasks.cancel(session, snapshot_id, _OWN_TASKS)
             lifecycle.move(session, models.Snapshot, snapshot_id, lifecycle.reset(status), **values)

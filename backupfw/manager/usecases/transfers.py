@@ -16,7 +16,8 @@ from backupfw.db.locks import lock
 from backupfw.db.models import Snapshot, Transfer, Volume
 from backupfw.db.session import now
 from backupfw.errors import InvalidInput, InvalidVolume, NotFound
-from backupfw.manager import listing, rows
+from backupfw.manager import actions, listing, rows
+from backupfw.manager.actions import Kind
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.lineage.lifecycle import VolumeMoves
 from backupfw.manager.rules import quota, volume_types
@@ -152,6 +153,9 @@ class TransferManager:
                 wanted = {"volumes": 1, "snapshots": len(snapshots), "gigabytes": gigabytes}
                 quota.check(session, self._conf, ctx.project_id, wanted, volume.volume_type)
             done = rows.transfer(row)
+            # Whoever gives it away, and whoever gets it, has a record.
+            actions.record(session, ctx, Kind.VOLUME_TRANSFER, volume, f"to project {ctx.project_id}")
+            given_by = volume.project_id
             session.delete(row)
             lifecycle.move(
                 session,
@@ -163,6 +167,7 @@ class TransferManager:
             )
             for snapshot in snapshots:
                 snapshot.project_id, snapshot.user_id = ctx.project_id, ctx.user_id
+            actions.record(session, ctx, Kind.VOLUME_TRANSFER, volume, f"from project {given_by}")
             session.flush()
             return done
 

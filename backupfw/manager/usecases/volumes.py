@@ -26,7 +26,8 @@ from backupfw.errors import (
     InvalidSnapshot,
     InvalidVolume,
 )
-from backupfw.manager import listing, rows
+from backupfw.manager import actions, listing, rows
+from backupfw.manager.actions import Kind
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.lineage.lifecycle import SnapshotMoves, VolumeMoves
 from backupfw.manager.metadata import Metadata, pairs
@@ -187,6 +188,8 @@ class VolumeManager(UseCases):
                 volume_id=volume_id,
             )
             self._refuse_foreign(volume)
+            source_id = snapshot_id or source_volid or backup_id
+            actions.record(session, ctx, Kind.VOLUME_CREATE, volume, source_id and f"from {what} {source_id}")
             if backup is None:
                 queue(session, ctx, tasks.VOLUME_CREATE, volume, snapshot_id or source_volid)
             else:
@@ -253,6 +256,7 @@ class VolumeManager(UseCases):
                 volume_id=volume_id,
             )
             self._refuse_foreign(volume)
+            actions.record(session, ctx, Kind.VOLUME_ADOPT, volume)
             if in_use:
                 add_attachment(session, volume_id, attachment_id)
                 lifecycle.move(session, models.Volume, volume_id, VolumeMoves.attach)
@@ -302,6 +306,7 @@ class VolumeManager(UseCases):
             volume.location, volume.storage_id, volume.host = location, storage_id, host
             volume.length, volume.size = length, _checked_size(gigabytes(length), 0, "")
             volume.updated_at = now(session)
+            actions.record(session, ctx, Kind.VOLUME_ADOPT, volume, "again")
             session.flush()
             # An operation may have failed because the old storage had changed; that failure is settled now.
             lifecycle.move(session, models.Volume, volume_id, VolumeMoves.adopted_again)
@@ -337,6 +342,7 @@ class VolumeManager(UseCases):
                     f"Volume status must be one of {', '.join(VolumeMoves.forget.sources)} to forget it, "
                     f'but the current status is "{volume.status}".'
                 )
+            actions.record(session, ctx, Kind.VOLUME_FORGET, volume)
             _withdraw(session, volume_id)
             tasks.tidy(session, volume_id, ctx.request_id)
 
@@ -354,6 +360,7 @@ class VolumeManager(UseCases):
             volume = find_volume(session, ctx, volume_id, lock=True, mirrors=True)
             if volume.changes_distrusted_at is not None:
                 volume.changes_distrusted_at, volume.changes_trusted_at = None, now(session)
+                actions.record(session, ctx, Kind.VOLUME_UPDATE, volume, "its changes are trusted again")
                 session.flush()
             return rows.volume(session, volume)
 
@@ -489,7 +496,7 @@ class VolumeManager(UseCases):
 
         def work(session: Session) -> rows.Volume:
             volume = find_volume(session, ctx, volume_id, lock=True)
-            describe(session, volume, name, description, metadata)
+            describe(session, ctx, volume, name, description, metadata)
             return rows.volume(session, volume)
 
         return self._db.run(work)
@@ -511,6 +518,7 @@ class VolumeManager(UseCases):
                     f'but the current status is "{volume.status}".'
                 )
             self._begin_delete(session, ctx, volume, cascade, VolumeMoves.delete)
+            actions.record(session, ctx, Kind.VOLUME_DELETE, volume, _with_snapshots(cascade))
 
         self._change(work)
 
@@ -527,6 +535,7 @@ class VolumeManager(UseCases):
             volume = find_volume(session, ctx, volume_id, lock=True)
             tasks.cancel(session, volume_id, _OWN_TASKS)
             self._begin_delete(session, ctx, volume, cascade, VolumeMoves.force_delete)
+            actions.record(session, ctx, Kind.VOLUME_FORCE_DELETE, volume, _with_snapshots(cascade))
 
         self._change(work)
 
@@ -583,6 +592,7 @@ class VolumeManager(UseCases):
             growth = {"gigabytes": new_size - volume.size, "per_volume_gigabytes": new_size}
             quota.check(session, self._conf, volume.project_id, growth, volume.volume_type)
             lifecycle.move(session, models.Volume, volume_id, VolumeMoves.extend, size=new_size)
+            actions.record(session, ctx, Kind.VOLUME_EXTEND, volume, f"to {new_size} GiB")
             queue(session, ctx, tasks.VOLUME_EXTEND, volume, None, length=new_size * GIB)
 
         self._change(work)
@@ -613,6 +623,7 @@ class VolumeManager(UseCases):
             if kind != volume.volume_type:
                 quota.check_type(session, self._conf, volume.project_id, kind, volume.size)
             volume.volume_type = kind
+            actions.record(session, ctx, Kind.VOLUME_UPDATE, volume, f"type {kind}")
             volume.updated_at = now(session)
 
         self._db.run(work)
@@ -626,6 +637,7 @@ class VolumeManager(UseCases):
         def work(session: Session) -> None:
             volume = find_volume(session, ctx, volume_id, lock=True)
             volume.bootable = bootable
+            actions.record(session, ctx, Kind.VOLUME_UPDATE, volume, "bootable")
             volume.updated_at = now(session)
 
         self._db.run(work)
@@ -657,6 +669,7 @@ class VolumeManager(UseCases):
                 if volume.location is None:
                     raise InvalidVolume(f"Volume {volume_id} has no storage, so it cannot be {status}.")
                 refuse_written(session, volume_id, extended=False)
+            actions.record(session, ctx, Kind.VOLUME_RESET_STATUS, volume, f"to {status}")
             tasks.cancel(session, volume_id, _OWN_TASKS)
             _withdraw(session, volume_id)
             # After a cancelled extension, only the recorded length surely exists.
@@ -670,6 +683,11 @@ class VolumeManager(UseCases):
             )
 
         self._change(work)
+
+
+def _with_snapshots(cascade: bool) -> str | None:
+    """Return what the record of a deletion says besides the volume."""
+    return "with its snapshots" if cascade else None
 
 
 def _withdraw(session: Session, volume_id: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 from backupfw.cmd import database, service
 from backupfw.db import migrate
 from backupfw.errors import ConfigError
+from backupfw.manager.actions import ActionManager
 from backupfw.manager.messages import MessageManager
 from backupfw.manager.outcomes.expiry import Expiry
 from tests.unit.cmd.conftest import Run
@@ -214,10 +215,12 @@ def test_a_state_directory_that_cannot_be_made(tmp_path: Path) -> None:
 def test_what_is_looked_after(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
     expiry, messages = object.__new__(Expiry), object.__new__(MessageManager)
+    actions = object.__new__(ActionManager)
     monkeypatch.setattr(Expiry, "expire", lambda self: called.append("expiry"))
     monkeypatch.setattr(MessageManager, "purge", lambda self: called.append("messages"))
-    service.look_after(expiry, messages)
-    assert called == ["expiry", "messages"]
+    monkeypatch.setattr(ActionManager, "purge", lambda self: called.append("actions"))
+    service.look_after(expiry, messages, actions)
+    assert called == ["expiry", "messages", "actions"]
 
 
 def test_a_clean_up_is_given_up(run: Run, backup_id: str) -> None:
@@ -235,3 +238,18 @@ def test_a_clean_up_is_given_up(run: Run, backup_id: str) -> None:
     refused = run("task", "drop", str(task["id"]))
     assert (refused.status, refused.out) == (1, "")
     assert "There is no task" in refused.err
+
+
+def test_who_had_what_done_is_listed(run: Run, backup_id: str) -> None:
+    assert run("backup", "delete", "--no-wait", backup_id).status == 0
+    listed = run("action", "list", "--about", backup_id, "-f", "json")
+    assert listed.status == 0, listed.err
+    actions = json.loads(listed.out)
+    assert [one["kind"] for one in actions] == ["backup.delete", "backup.create"]
+    assert actions[0]["user_id"] == "backupfw"
+    assert actions[0]["request_id"].startswith("req-")
+    assert [one["kind"] for one in json.loads(run("action", "list", "--limit", "1", "-f", "json").out)] == [
+        "backup.delete"
+    ]
+    assert json.loads(run("action", "list", "--project", "nobody", "-f", "json").out) == []
+    assert run("action", "list", "--limit", "0").status == 2
