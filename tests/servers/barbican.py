@@ -63,6 +63,9 @@ class Barbican:
     keystone: Keystone
     process: ServerProcess | None = None
     user: User = field(init=False)
+    #: A new one costs more than what is asked with it.
+    _token: str = field(default="", init=False, repr=False)
+    _session: requests.Session = field(default_factory=requests.Session, init=False, repr=False)
 
     @property
     def url(self) -> str:
@@ -71,9 +74,10 @@ class Barbican:
 
     def request(self, method: str, path: str, accept: str = "application/json") -> requests.Response:
         """Send a request as the user; returns the answer."""
-        token = self.keystone.token(self.user.name, self.user.password, self.user.project)
-        headers = {"X-Auth-Token": token, "Accept": accept}
-        return requests.request(method, f"{self.url}/v1/{path}", headers=headers, timeout=30)
+        if not self._token:
+            self._token = self.keystone.token(self.user.name, self.user.password, self.user.project)
+        headers = {"X-Auth-Token": self._token, "Accept": accept}
+        return self._session.request(method, f"{self.url}/v1/{path}", headers=headers, timeout=60)
 
     def secrets(self) -> dict[str, bytes]:
         """Return the user's secrets by id."""

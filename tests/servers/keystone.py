@@ -257,7 +257,7 @@ def keystone(directory: Path, token_life: int = 3600) -> Iterator[Keystone]:
     python = Path(find_program("keystone-manage", "keystone") or "").with_name("python")
     done = subprocess.run(
         [python, "-c", _SETUP, str(directory), server.url, ADMIN_PASSWORD],
-        capture_output=True, text=True, env={**os.environ}, timeout=120,
+        capture_output=True, text=True, env={**os.environ}, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     try:
