@@ -44,6 +44,19 @@ def _pair(text: str) -> tuple[str, str]:
     return key, value
 
 
+def _copy(text: str) -> dict[str, Any]:
+    from backupfw.manager.policies.settings import copy_words
+
+    words = copy_words(usecases.text(text))
+    bounds = {name: (least, largest) for name, least, largest, _ in _RETENTION}
+    for name, value in words.get("retention", {}).items():
+        if name in bounds:
+            _number(*bounds[name])(str(value))
+        elif name != "within" or isinstance(value, int):
+            raise argparse.ArgumentTypeError(f"{text!a}: {name!a} is no rule of a retention")
+    return words
+
+
 def _add_settings(parser: argparse.ArgumentParser, *, new: bool) -> None:
     """Add the options of what a policy is set to.
 
@@ -77,10 +90,11 @@ def _add_settings(parser: argparse.ArgumentParser, *, new: bool) -> None:
     copies = parser.add_mutually_exclusive_group()
     copies.add_argument(
         "--copy-to",
-        metavar="STORE",
+        metavar="STORE[,RULE=N...]",
         action="append",
-        type=usecases.text,
-        help="copy its backups there, too; repeatable, and all of them are named anew",
+        type=_copy,
+        help="copy its backups there, too, and what to keep there, as e.g. offsite,daily=7,within=30d"
+        " (as long as the backups); repeatable, and all of them are named anew",
     )
     copies.add_argument(
         "--no-copies", dest="copy_to", action="store_const", const=[], help="copy its backups nowhere"
@@ -120,7 +134,7 @@ def _settings(
         if changed:
             parts[part] = {**known.get(part, {}), **changed}
     if args.copy_to is not None:
-        parts["copy_to"] = [{"store": store} for store in args.copy_to]
+        parts["copy_to"] = args.copy_to
     if args.all:
         parts["selection"] = {"all": True}
     elif args.metadata:
@@ -277,9 +291,9 @@ class Resume(_OfOne):
 
 
 class Preview(base.Lister):
-    """List the backups of a policy: why each is kept, and after which of the next runs it goes."""
+    """List the backups of a policy, by store: why each is kept, and after which of the next runs it goes."""
 
-    columns = ("volume_id", "backup_id", "data_timestamp", "reason", "goes_at")
+    columns = ("volume_id", "backup_id", "data_timestamp", "store", "reason", "goes_at")
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's arguments."""
@@ -299,7 +313,9 @@ class Preview(base.Lister):
         for one in found.volumes:
             for fate in one.backups:
                 shown = database.plain(fate)
-                yield {"volume_id": one.volume_id, "data_timestamp": shown["taken_at"], **shown}
+                common = {"volume_id": one.volume_id, "data_timestamp": shown["taken_at"]}
+                for place in fate.places:
+                    yield {**common, "backup_id": fate.backup_id, **database.plain(place)}
 
 
 class Runs(base.Lister):

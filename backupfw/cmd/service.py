@@ -283,7 +283,7 @@ class WorkerProcess:
         self._holding = Holding(backup_tasks, self._stores, wire_names, Outages())
         managers = make_managers(conf, db, dispatch.wake, outbox)
         self._policies = PolicyLoop(
-            PolicyRuns(db, managers.backups, pauses(conf), FilePolicy(conf).allows),
+            PolicyRuns(db, managers.backups, pauses(conf), FilePolicy(conf).allows, wire_names),
             conf.backup.poll_seconds,
             Outages(),
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 from backupfw.api import bodies, versions
 from backupfw.api.schemas import backup_policies as schemas
+from backupfw.manager.policies import settings
 from backupfw.manager.rows import BackupPolicy
 
 
@@ -37,7 +38,14 @@ class Field:
 _COUNTS = ("hourly", "daily", "weekly", "monthly", "yearly")
 _UNITS = ("hours", "days", "weeks", "months", "years")
 VOLUMES = Field("selection", "volume_ids", "Their ids, one a line", kind="lines")
-COPIES = Field("", "copy_to", "Copies", "other stores that get a copy of each backup, one a line", "lines")
+COPIES = Field(
+    "",
+    "copy_to",
+    "Copies",
+    "other stores that get a copy of each backup, one a line, and what is kept there,"
+    " e.g. offsite,daily=7,within=30d; without that a copy stays as long as its backup",
+    "lines",
+)
 METADATA = Field("selection", "metadata", "Their metadata, all of it, one KEY=VALUE a line", kind="lines")
 #: The fields, as they stand in the form; those of the selection stand there by themselves.
 GROUPS = (
@@ -102,7 +110,7 @@ _KEYS = frozenset(field.key for field in (*_FIELDS, VOLUMES, METADATA)) | {"sele
 def filled(policy: BackupPolicy) -> dict[str, str]:
     """Return what a policy has in the fields."""
     own = {
-        COPIES.name: "\n".join(one["store"] for one in policy.settings["copy_to"]) or None,
+        COPIES.name: "\n".join(map(settings.copy_text, policy.settings["copy_to"])) or None,
         "name": policy.display_name,
         "description": policy.display_description,
         "max_concurrent": policy.max_concurrent,
@@ -151,7 +159,7 @@ def body(given: Mapping[str, str], policy: BackupPolicy | None = None) -> dict[s
     found: dict[str, Any] = {"schedule": {}, "backup": {}, "retention": {}}
     for field in _FIELDS:
         (found[field.part] if field.part else found)[field.name] = _value(field, given)
-    found[COPIES.name] = [{"store": line} for line in _lines(given, COPIES.key)]
+    found[COPIES.name] = [settings.copy_words(line) for line in _lines(given, COPIES.key)]
     # It cannot be left out, and its own message says that it is empty.
     found["schedule"]["cron"] = found["schedule"]["cron"] or ""
     kind = given.get("selection", "")
@@ -229,7 +237,7 @@ def command(wanted: Mapping[str, Any], beginning: str) -> str:
         if value is not None:
             options += [f"--{name.replace('_', '-')}", str(value)]
     for one in wanted[COPIES.name]:
-        options += ["--copy-to", one["store"]]
+        options += ["--copy-to", settings.copy_text(one)]
     if not wanted[COPIES.name]:
         options.append("--no-copies")
     selection = wanted["selection"]

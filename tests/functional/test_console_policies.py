@@ -21,7 +21,7 @@ from backupfw.db import models
 from backupfw.db.session import now
 from backupfw.errors import BackupPolicyNotFound
 from backupfw.manager.policies import schedule, settings
-from tests.functional.cloud import Cloud
+from tests.functional.cloud import NOBODY, Cloud
 from tests.functional.test_console import HOSTILE, SAME, VOLUME, Browser, _admin, fill, made
 
 POLICY = "50000000-0000-4000-8000-000000000000"
@@ -173,15 +173,31 @@ def test_a_policy_is_made_changed_run_paused_and_deleted(cloud: Cloud) -> None:
 
 def test_copies(cloud: Cloud) -> None:
     browser, find = Browser(made(cloud), "alice:demo:member"), cloud.managers.policies.list
-    page = _sent(browser, "policies/new", copy_to=" offsite \r\n").follow()
+    page = _sent(browser, "policies/new", copy_to=" offsite , daily=7, min-keep = 2,within=8w\r\n").follow()
     (policy,) = find(_admin()).items
-    assert policy.settings["copy_to"] == [{"store": "offsite"}]
-    assert "copy in offsite" in page.text
+    (copy,) = policy.settings["copy_to"]
+    assert copy["store"] == "offsite"
+    kept = {name: value for name, value in copy["retention"].items() if value is not None}
+    assert kept == {"daily": 7, "min_keep": 2, "within": "8w"}
+    assert "copy in offsite; keeps all within 8w, 7 daily, at least 2 there" in page.text
     form = browser.get(f"policies/{policy.id}/edit").forms[1]
-    assert form["copy_to"].value == "offsite"
+    assert form["copy_to"].value == "offsite,daily=7,within=8w,min_keep=2"
+    form.submit(headers=SAME, status=303)
+    assert find(_admin()).items[0].settings == policy.settings
+    form = browser.get(f"policies/{policy.id}/edit").forms[1]
     form["copy_to"] = ""
     form.submit(headers=SAME, status=303)
     assert find(_admin()).items[0].settings["copy_to"] == []
+
+
+def test_a_preview_says_of_each_store_why_it_keeps_a_backup(cloud: Cloud) -> None:
+    policies(cloud, 1)
+    with cloud.db.write() as session:
+        copy = {"id": NOBODY, "backup_id": "10000000-0000-4000-8000-000000000000", "container": "c"}
+        session.add(models.BackupCopy(**copy, store="offsite", status="available", created_at=now(session)))
+    page = Browser(made(cloud), "alice:demo:member").get(f"policies/{POLICY}/preview").text
+    assert "offsite: as long as the backup" in page
+    assert "main: daily 1" in page
 
 
 def test_a_policy_of_metadata(cloud: Cloud) -> None:
@@ -247,6 +263,9 @@ def test_metadata_that_its_lines_do_not_say_stays_as_it_is(cloud: Cloud) -> None
         ("backup.full_every", "0", "is less than the minimum"),
         ("copy_to", "attic", "there is no store attic"),
         ("copy_to", "offsite\r\noffsite", "is named twice"),
+        ("copy_to", "offsite,daily=many", "is not of type"),
+        ("copy_to", "offsite,fortnightly=2", "was unexpected"),
+        ("copy_to", "offsite,within=3y", "is not a number of hours, days or weeks"),
         ("max_concurrent", "0", "is less than the minimum"),
         ("selection.volume_ids", "nobody", "is not a 'uuid'"),
         ("selection.volume_ids", "00000000-0000-4000-8000-000000000009", "could not be found"),
@@ -312,7 +331,7 @@ def test_the_command_makes_the_same_policy(cloud: Cloud) -> None:
     given = {
         **policy_form.empty(), "name": "it's <b>", "schedule.jitter": "0", "backup.incremental": "",
         "selection": "metadata", "selection.metadata": "tier=very gold", "max_concurrent": "3",
-        "copy_to": "offsite\nvault",
+        "copy_to": "offsite,weekly=8\nvault",
     }  # fmt: skip
     wanted = policy_form.body(given)
     words = shlex.split(policy_form.command(wanted, "backupfw policy create --project demo"))
@@ -321,7 +340,7 @@ def test_the_command_makes_the_same_policy(cloud: Cloud) -> None:
     args = parser.parse_args(words[3:])
     assert (args.name, args.jitter, args.full_every, args.daily) == ("it's <b>", 0, 1, 7)
     assert args.metadata == [("tier", "very gold")]
-    assert args.copy_to == ["offsite", "vault"]
+    assert args.copy_to == [{"store": "offsite", "retention": {"weekly": 8}}, {"store": "vault"}]
     none = shlex.split(
         policy_form.command({**wanted, "copy_to": []}, "backupfw policy create --project demo")
     )

@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -299,3 +300,61 @@ def test_containers_are_not_made_where_the_service_may_not(tmp_path: Path) -> No
         )
         assert not (tmp_path / "one" / "mine").exists()
         client.backup(volume, container="two:")
+
+
+@pytest.mark.check
+def test_a_policy_keeps_backups_longer_in_another_store(tmp_path: Path) -> None:
+    """Each is copied; the older one leaves its own store and lives on as the copy; the oldest is deleted."""
+    options = two_stores(tmp_path, "one")
+    options["backup"] = {**SIZES["backup"], "poll_seconds": 0.1}
+    with running(tmp_path / "state", options) as service:
+        client = service.client()
+        # Only this version has policies.
+        client.base = client.base.replace("/v2/", "/v3/")
+        image = tmp_path / "image.raw"
+        volume = volume_of(client, image)
+        wanted = {
+            "schedule": {"cron": "0 0 1 1 *"},
+            "selection": {"volume_ids": [volume]},
+            "retention": {"last": 1},
+            "copy_to": [{"store": "two", "retention": {"last": 2}}],
+        }
+        policy = client.expect(201, "POST", "/backup-policies", {"backup_policy": wanted})["backup_policy"]
+        path = f"/backup-policies/{policy['id']}"
+
+        def places() -> list[list[str]]:
+            said = client.expect(200, "POST", f"{path}/action", {"preview": {}})["preview"]["volumes"][0]
+            return [[one["store"] for one in fate["places"]] for fate in said["backups"]]
+
+        def copied() -> bool:
+            found = client.expect(200, "GET", "/backups/detail")["backups"]
+            states = [client.expect(200, "GET", f"/backups/{one['id']}/copies")["copies"] for one in found]
+            return all(copy["status"] == "available" for one in states for copy in one)
+
+        second = tmp_path / "second.raw"
+        for number, expected in enumerate(([["one", "two"]], [["one", "two"], ["two"]])):
+            if number:
+                change_image(image, number)
+                pour(client, image, volume)
+                shutil.copyfile(image, second)
+            client.expect(202, "POST", f"{path}/action", {"run": {}})
+            client.wait("the places", lambda expected=expected: copied() and places() == expected)
+        change_image(image, 7)
+        pour(client, image, volume)
+        (oldest,) = [
+            one["id"] for one in client.expect(200, "GET", "/backups?sort=created_at:asc&limit=1")["backups"]
+        ]
+        client.expect(202, "POST", f"{path}/action", {"run": {}})
+        client.wait_status("backup", oldest, None)
+        client.wait("the places", lambda: copied() and places() == [["one", "two"], ["two"]])
+        _, moved = client.expect(200, "GET", "/backups?sort=created_at:desc")["backups"]
+        assert store_of(service, moved["id"]) == "two"
+        assert same_content(second, path_of(client, client.restore(moved["id"])), LENGTH)
+        # What later backups share stays.
+        for backup in (oldest, moved["id"]):
+            there = partial(files, tmp_path / "one", backup)
+            client.wait(
+                "a clean-up", lambda there=there: not [one for one in there() if one.name == "manifest"]
+            )
+        assert service.command("backup", "verify", "--all").returncode == 0
+        assert service.command("audit").returncode == 0

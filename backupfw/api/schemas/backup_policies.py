@@ -69,14 +69,18 @@ _SELECTION = {
     "metadata": {**types.METADATA, "minProperties": 1, "maxProperties": MOST_PAIRS},
     "all": {"enum": [True]},
 }
-_COPY_TO = {"store": {"type": "string", "minLength": 1, "maxLength": 255}}
+_RETENTION_OR_NULL = {**types.record(_RETENTION), "type": ["object", "null"]}
+_COPY_TO = {
+    "store": {"type": "string", "minLength": 1, "maxLength": 255},
+    "retention": _RETENTION_OR_NULL,
+}
 _FIELDS: dict[str, Any] = {
     "name": types.NAME,
     "description": types.DESCRIPTION,
     "enabled": {"type": "boolean"},
     "schedule": types.record(_SCHEDULE, required=["cron"]),
     "backup": {**types.record(_BACKUP), "type": ["object", "null"]},
-    "retention": {**types.record(_RETENTION), "type": ["object", "null"]},
+    "retention": _RETENTION_OR_NULL,
     "selection": {**types.record(_SELECTION), "minProperties": 1, "maxProperties": 1},
     "copy_to": {
         "type": ["array", "null"],
@@ -112,6 +116,7 @@ preview = types.always(
 )
 
 _NUMBER_OR_NULL = {"type": ["integer", "null"]}
+_KEPT = exactly({**dict.fromkeys(_COUNTS, _NUMBER_OR_NULL), "within": TEXT_OR_NULL, "min_keep": NUMBER})
 _POLICY = exactly(
     {
         "id": types.UUID,
@@ -129,11 +134,12 @@ _POLICY = exactly(
             }
         ),
         "backup": exactly({"store": TEXT_OR_NULL, "incremental": FLAG, "full_every": _NUMBER_OR_NULL}),
-        "retention": exactly(
-            {**dict.fromkeys(_COUNTS, _NUMBER_OR_NULL), "within": TEXT_OR_NULL, "min_keep": NUMBER}
-        ),
+        "retention": _KEPT,
         "selection": {**types.record(_SELECTION), "minProperties": 1, "maxProperties": 1},
-        "copy_to": {"type": "array", "items": exactly({"store": TEXT})},
+        "copy_to": {
+            "type": "array",
+            "items": exactly({"store": TEXT, "retention": {**_KEPT, "type": ["object", "null"]}}),
+        },
         "max_concurrent": _NUMBER_OR_NULL,
         "next_run_at": TIME,
         "created_by": TEXT_OR_NULL,
@@ -157,7 +163,16 @@ _RUN = exactly(
     }
 )
 _RUNS = {"type": "array", "items": _RUN}
-_FATE = exactly({"backup_id": types.UUID, "data_timestamp": TIME, "reason": TEXT, "goes_at": TIME})
+_PLACE = exactly({"store": TEXT, "reason": TEXT, "goes_at": TIME})
+_FATE = exactly(
+    {
+        "backup_id": types.UUID,
+        "data_timestamp": TIME,
+        "reason": TEXT,
+        "goes_at": TIME,
+        "places": {"type": "array", "items": _PLACE},
+    }
+)
 _PREVIEW = exactly(
     {
         "next_runs": {"type": "array", "items": TIME},

@@ -67,6 +67,10 @@ def preview(found: Preview) -> dict[str, Any]:
                         "data_timestamp": timestamp(fate.taken_at),
                         "reason": fate.reason,
                         "goes_at": timestamp(fate.goes_at),
+                        "places": [
+                            {"store": one.store, "reason": one.reason, "goes_at": timestamp(one.goes_at)}
+                            for one in fate.places
+                        ],
                     }
                     for fate in volume.backups
                 ],

@@ -48,7 +48,7 @@ Next run ${shown.since(policy.next_run_at, now)}.
 % endif
 ${f", in store {policy.settings['backup']['store']}" if policy.settings['backup']['store'] else ''}\
 % for one in policy.settings['copy_to']:
-<small>copy in ${one['store']}</small>
+<small>copy in ${one['store']}${f"; keeps {shown.kept(one['retention'])} there" if one.get('retention') else ''}</small>
 % endfor
 </td></tr>
 <tr><th scope="row">Keeps</th><td>${shown.kept(policy.settings['retention'])}</td></tr>

@@ -22,7 +22,15 @@
 <tbody>
 % for fate in one.backups[:most[1]]:
 <tr><th scope="row"><a href="${base}/volumes/${one.volume_id}#backup-${fate.backup_id}" title="${fate.backup_id}">${shown.moment(fate.taken_at)}</a></th>
-<td>${fate.reason}</td>
+<td>${fate.reason}
+% for place in fate.places if len(fate.places) > 1 else ():
+<small>${place.store}: ${place.reason}\
+% if place.goes_at is not None:
+, goes ${shown.since(place.goes_at, now)}\
+% endif
+</small>
+% endfor
+</td>
 <td>${shown.state('stays') if fate.goes_at is None else shown.since(fate.goes_at, now)}</td></tr>
 % endfor
 </tbody></table></div>

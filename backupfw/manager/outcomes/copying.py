@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from backupfw.db import models
@@ -144,6 +144,7 @@ class CopyTasks(Outcomes):
             session.flush()
             lifecycle.move(session, models.BackupCopy, copy.id, CopyMoves.copied, fail_reason=None)
             backup_rows.let_go(session, manifest.base_id, task.project_id, task.request_id)
+            _let_retention_work(session, copy.backup_id)
 
         self._db.run(work)
 
@@ -180,6 +181,18 @@ class CopyTasks(Outcomes):
         if manifest is None or copy is None or manifest.state != lifecycle.WRITING:
             raise TaskLost(f"the copy {task.resource_id} is not being made any more")
         return manifest, copy
+
+
+def _let_retention_work(session: Session, backup_id: str) -> None:
+    """Let the retention of the policy that made a backup work anew: the new copy may take another's place."""
+    backup, run = session.get_one(models.Backup, backup_id), models.PolicyRun
+    if backup.policy_id is not None:
+        # The key of runs begins with policy and volume.
+        mine = (run.policy_id == backup.policy_id, run.volume_id == backup.volume_id)
+        session.execute(
+            update(run).where(*mine, run.backup_id == backup_id).values(tidied=False),
+            execution_options={"synchronize_session": False},
+        )
 
 
 def _base_locked_until(session: Session, manifest: models.Manifest) -> datetime | None:

@@ -1,20 +1,23 @@
 """What retention lets go of one policy and volume: what may go at all, what the rules say, and the deletion.
 
 Only backups that a run of the policy made are looked at: their rows say so, in a column that no user can set.
-What holds a backup besides the rules stands in one place, :func:`held`.  It is asked when the rules are
-applied, and again in the transaction that deletes, with the backup's row locked.
+What holds a backup besides the rules stands in one place, :func:`_reason`; what holds it in one of its
+stores, in :class:`Candidates`.  Both are asked when the rules are applied, and again in the transaction that
+deletes, with the backup's row locked.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from oslo_log import log
-from sqlalchemy import and_, case, exists, func, select
+from sqlalchemy import ColumnElement, and_, case, exists, func, or_, select
 from sqlalchemy.orm import Session
 
 from backupfw.context import RequestContext
@@ -24,8 +27,8 @@ from backupfw.db.session import Database, clock, now
 from backupfw.errors import BackupNotFound, InvalidBackup, QuotaExceeded
 from backupfw.manager.lineage import lifecycle
 from backupfw.manager.outcomes.damaged_objects import is_damaged
-from backupfw.manager.policies import retention
-from backupfw.manager.policies.retention import Taken
+from backupfw.manager.policies import places
+from backupfw.manager.policies.places import Step, Stored, Verdict
 from backupfw.manager.policies.settings import Settings
 from backupfw.manager.rules.backup_rows import KEEP_KEY, is_kept
 from backupfw.manager.usecases.backups import BackupManager
@@ -38,6 +41,8 @@ ERRORS_KEPT = timedelta(days=7)
 AT_ONCE = 20
 #: So long a deletion may take; after that it counts no more as room that is being made.
 _DELETION = timedelta(hours=1)
+#: Why a backup stays that is being copied.
+COPIED = "in use: it is being copied"
 #: Backups that may be restored.
 _GOOD = (lifecycle.AVAILABLE, lifecycle.RESTORING)
 
@@ -49,49 +54,118 @@ class Candidates:
     :ivar good: those that the rules are applied to.
     :ivar kept: those that stay in any case, so that they must not take the place of another one.
     :ivar held: of any of them, why it stays whatever the rules say.
+    :ivar copying: the stores to which they are just being copied, which ends by itself.
+    :ivar damaged: the stores that have a damaged copy of them.
+    :ivar locked: until when what they have in a store is locked there, naive UTC.
     :ivar failed: those that could not be made, and since when.
     """
 
-    good: Sequence[Taken] = ()
-    kept: Sequence[Taken] = ()
+    good: Sequence[Stored] = ()
+    kept: Sequence[Stored] = ()
     held: Mapping[str, str] = field(default_factory=dict)
+    copying: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    damaged: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    locked: Mapping[tuple[str, str], datetime] = field(default_factory=dict)
     failed: Mapping[str, datetime] = field(default_factory=dict)
 
-    def verdicts(self, settings: Settings) -> dict[str, str | None]:
-        """Return of each good backup why it is kept, or None: it goes, unless it is held."""
-        return retention.apply(settings.rules, settings.schedule.zone, self.good)
+    def stays(self, settings: Settings, backup_id: str) -> str | None:
+        """Return why no place of a backup goes before somebody does something; None: they may."""
+        for store in sorted(self.damaged.get(backup_id, ())):
+            # Its rules may keep it there, and what is good elsewhere can be put there again.
+            if settings.has_rules(store):
+                return self.held.get(backup_id) or f"its copy in the store {store} is damaged"
+        return self.held.get(backup_id)
+
+    def holds(self, settings: Settings, backup_id: str) -> str | None:
+        """Return why no place of a backup goes now, whatever the rules say; None: they may."""
+        return self.stays(settings, backup_id) or (COPIED if backup_id in self.copying else None)
+
+    def lock(self, settings: Settings, backup: Stored, store: str, moment: datetime) -> str | None:
+        """Return why a backup stays in a store at a moment, whatever the rules say; None: it may go.
+
+        A copy without rules goes with its backup: its objects stay until their lock ends.
+        """
+        until = self.locked.get((backup.id, store))
+        if until is None or until <= moment or not (store == backup.own or settings.has_rules(store)):
+            return None
+        return f"locked in its store until {until:%Y-%m-%d %H:%M} UTC"
+
+    def step(self, settings: Settings, backup: Stored, verdict: Verdict, moment: datetime) -> Step | None:
+        """Return what the rules do with a backup that nothing holds; None: nothing.
+
+        :param backup: as it is then.
+        """
+        locked = (one for one in backup.stores if self.lock(settings, backup, one, moment) is not None)
+        return places.step(settings, backup, verdict, frozenset(locked))
 
 
 def of(session: Session, policy: models.BackupPolicy, volume_id: str) -> Candidates:
-    """Return the backups that a policy has made of a volume, with one statement."""
+    """Return the backups that a policy has made of a volume, with two statements."""
     row = models.Backup
-    query = _with_holds(session).where(
+    return _candidates(
+        session,
         row.policy_id == policy.id,
         row.volume_id == volume_id,
         row.project_id == policy.project_id,
         row.deleted.is_(False),
         row.status.in_((*_GOOD, lifecycle.ERROR)),
     )
-    good: list[Taken] = []
-    kept: list[Taken] = []
-    reasons: dict[str, str] = {}
+
+
+def _candidates(session: Session, *which: ColumnElement[bool]) -> Candidates:
+    """Return backups as retention sees them.
+
+    :param which: conditions on their rows.
+    """
+    row, copy, manifest = models.Backup, models.BackupCopy, models.Manifest
+    copies: defaultdict[str, set[str]] = defaultdict(set)
+    copying: defaultdict[str, set[str]] = defaultdict(set)
+    damaged: defaultdict[str, set[str]] = defaultdict(set)
+    locked: dict[tuple[str, str], datetime] = {}
+    beside = (
+        select(
+            copy.backup_id,
+            copy.store,
+            copy.status,
+            case((_is_good_copy(), 1), else_=0).label("good"),
+            manifest.locked_until,
+        )
+        .join(row, row.id == copy.backup_id)
+        .outerjoin(manifest, manifest.id == copy.manifest_id)
+        .where(*which, copy.status.in_((lifecycle.COPYING, lifecycle.AVAILABLE)))
+    )
+    for one in session.execute(beside):
+        found = copies if one.good else damaged if one.status == lifecycle.AVAILABLE else copying
+        found[one.backup_id].add(one.store)
+        if one.locked_until is not None:
+            locked[one.backup_id, one.store] = one.locked_until
+    good: list[Stored] = []
+    kept: list[Stored] = []
+    held: dict[str, str] = {}
     failed: dict[str, datetime] = {}
-    for found in session.execute(query):
-        reason = _reason(found)
+    for one in session.execute(_with_holds(session).where(*which)):
+        reason = _reason(one)
         if reason is not None:
-            reasons[found.id] = reason
-        if found.status == lifecycle.ERROR:
-            failed[found.id] = found.updated_at or found.created_at
+            held[one.id] = reason
+        if one.locked_until is not None:
+            locked[one.id, one.store] = one.locked_until
+        if one.status == lifecycle.ERROR:
+            failed[one.id] = one.updated_at or one.created_at
         else:
-            stays = found.damaged or found.future or is_kept(found.keep)
-            (kept if stays else good).append(Taken(found.id, found.taken_at))
-    return Candidates(good, kept, reasons, failed)
+            stays = one.damaged or one.future or is_kept(one.keep)
+            stored = Stored(one.id, one.taken_at, one.store, frozenset(copies[one.id] - {one.store}))
+            (kept if stays else good).append(stored)
+    return Candidates(good, kept, held, _frozen(copying), _frozen(damaged), locked, failed)
 
 
-def held(session: Session, backup_id: str) -> str | None:
-    """Return why a backup may not be deleted by a retention now, whatever its rules say; None: it may."""
-    found = session.execute(_with_holds(session).where(models.Backup.id == backup_id)).first()
-    return "It is gone." if found is None else _reason(found)
+def _frozen(found: Mapping[str, set[str]]) -> dict[str, frozenset[str]]:
+    return {backup_id: frozenset(stores) for backup_id, stores in found.items()}
+
+
+def _is_good_copy() -> ColumnElement[bool]:
+    """The condition that a copy is whole, as far as it is known."""
+    copy, mark = models.BackupCopy, models.DamageMark
+    return and_(copy.status == lifecycle.AVAILABLE, ~exists().where(mark.manifest_id == copy.manifest_id))
 
 
 def _taken_at() -> Any:
@@ -101,21 +175,20 @@ def _taken_at() -> Any:
 
 def _with_holds(session: Session) -> Any:
     """Select of backups what :func:`_reason` needs."""
-    row, pair, copy, manifest = models.Backup, models.BackupMetadata, models.BackupCopy, models.Manifest
-    copying = exists().where(copy.backup_id == row.id, copy.status == lifecycle.COPYING)
+    row, pair, manifest = models.Backup, models.BackupMetadata, models.Manifest
     return (
         select(
             row.id,
+            row.store,
             row.status,
             row.completed,
             row.created_at,
             row.updated_at,
             _taken_at().label("taken_at"),
             pair.value.label("keep"),
-            case((copying, 1), else_=0).label("copying"),
             case((is_damaged(), 1), else_=0).label("damaged"),
             case((_taken_at() > clock(session), 1), else_=0).label("future"),
-            case((manifest.locked_until > clock(session), manifest.locked_until)).label("locked_until"),
+            manifest.locked_until,
         )
         .outerjoin(pair, and_(pair.backup_id == row.id, pair.key == KEEP_KEY))
         .outerjoin(manifest, manifest.id == row.manifest_id)
@@ -135,10 +208,6 @@ def _reason(found: Any) -> str | None:
         return "it was good before it was set to error: only a user deletes it"
     if found.status not in (lifecycle.AVAILABLE, lifecycle.ERROR):
         return f"in use: {found.status}"
-    if found.copying:
-        return "in use: it is being copied"
-    if found.locked_until is not None:
-        return f"locked in its store until {found.locked_until:%Y-%m-%d %H:%M} UTC"
     return None
 
 
@@ -152,20 +221,26 @@ def let_go(
     *,
     succeeded: bool,
     most: int,
-) -> list[str]:
-    """Begin to delete what a policy needs no more of a volume's backups; return their ids.
+    wire_names: Mapping[str, str] = MappingProxyType({}),
+) -> int:
+    """Begin to delete what a policy needs no more of a volume's backups; return of how many.
 
     :param policy: read before; in no transaction any more.
     :param succeeded: the last run made a backup: without one, only old failures go.
     :param most: with so many there may be more.
+    :param wire_names: of the stores of this process; a copy in another one does not become a backup's own.
     """
     with db.read() as session:
         candidates, moment = of(session, policy, volume_id), now(session)
-    going = [one for one, since in candidates.failed.items() if moment - since >= ERRORS_KEPT]
+    old = [one for one, since in candidates.failed.items() if moment - since >= ERRORS_KEPT]
+    going: list[str | Step] = [one for one in old if candidates.holds(settings, one) is None]
     if succeeded:
-        going += [one for one, why in candidates.verdicts(settings).items() if why is None]
-    free = [one for one in going if one not in candidates.held]
-    return _delete(backups, ctx, policy, settings, free, most)
+        verdicts = places.apply(settings, candidates.good)
+        for one in sorted(candidates.good, key=lambda one: (one.taken_at, one.id), reverse=True):
+            if candidates.holds(settings, one.id) is None:
+                step = candidates.step(settings, one, verdicts[one.id], moment)
+                going += [] if step is None else [step]
+    return _carry_out(backups, ctx, policy, settings, going, most, wire_names)
 
 
 def make_room(
@@ -196,66 +271,119 @@ def make_room(
     # What an earlier try has begun to delete is counted by the quota until it is gone.
     going = [one for one in found if one.status == lifecycle.DELETING]
     room = sum(sizes[one.id] for one in going if moment - (one.updated_at or moment) < _DELETION)
-    all_then = [*candidates.good, _next(candidates.good, settings, moment)]
-    verdicts = retention.apply(settings.rules, settings.schedule.zone, all_then)
+    verdicts = places.apply(settings, [*candidates.good, _next(candidates.good, settings, moment)])
     oldest = sorted(candidates.good, key=lambda one: (one.taken_at, one.id))
-    replaced = [one.id for one in oldest[: -settings.rules.min_keep] if verdicts[one.id] is None]
-    chosen: list[str] = []
-    for one in (*candidates.failed, *replaced):
-        if room < missing.excess and one not in candidates.held:
+    steps = (
+        candidates.step(settings, one, verdicts[one.id], moment) for one in oldest[: -settings.rules.min_keep]
+    )
+    # Only a backup that goes from everywhere frees what the quota counts.
+    replaced = [step for step in steps if step is not None and step.deletes]
+    first: list[str | Step] = [*candidates.failed, *replaced]
+    chosen: list[str | Step] = []
+    for one in first:
+        backup_id = one if isinstance(one, str) else one.backup.id
+        if room < missing.excess and candidates.holds(settings, backup_id) is None:
             chosen.append(one)
-            room += sizes.get(one, 0)
+            room += sizes.get(backup_id, 0)
     if room < missing.excess:
         return False
-    return len(_delete(backups, ctx, policy, settings, chosen, len(chosen))) == len(chosen)
+    return _carry_out(backups, ctx, policy, settings, chosen, len(chosen)) == len(chosen)
 
 
-def _next(good: Sequence[Taken], settings: Settings, moment: datetime) -> Taken:
+def _next(good: Sequence[Stored], settings: Settings, moment: datetime) -> Stored:
     """Return the backup that is to be made; it counts as made when it was due after the newest one.
 
     Otherwise, if none can be made, "within" would let one go each night, down to the last one.
     """
     due = settings.schedule.after(max((one.taken_at for one in good), default=moment))
-    return Taken("the next one", moment if due is None else min(due, moment))
+    taken_at = moment if due is None else min(due, moment)
+    return Stored("the next one", taken_at, settings.store or "", frozenset(settings.copies))
 
 
-def _delete(
+def _carry_out(
     backups: BackupManager,
     ctx: RequestContext,
     policy: models.BackupPolicy,
     settings: Settings,
-    going: Sequence[str],
+    going: Sequence[str | Step],
     most: int,
-) -> list[str]:
-    """Begin to delete backups, but none whose deletion something forbids now; return their ids."""
-    gone: list[str] = []
+    wire_names: Mapping[str, str] = MappingProxyType({}),
+) -> int:
+    """Begin to delete backups and copies, but none whose deletion something forbids now; return how many.
+
+    Each is one transaction, so whoever is killed in between leaves what the next one goes on with.
+
+    :param going: ids of backups that could not be made, and what is to be done with others.
+    :param wire_names: as of :func:`let_go`.
+    """
+    gone = 0
     for one in going:
-        if len(gone) == most:
+        if gone == most:
             break
+        step = None if isinstance(one, str) else one
+        backup_id = one if isinstance(one, str) else one.backup.id
+        refuse = partial(_refuse, policy, settings, step)
         try:
-            backups.delete(ctx, one, partial(_refuse, policy, settings.rules.min_keep))
-            gone.append(one)
+            if step is None or step.deletes:
+                backups.delete(ctx, backup_id, refuse)
+            elif step.heir is None:
+                backups.remove_copies(ctx, backup_id, step.leaves, refuse)
+            elif step.heir in wire_names:
+                service = wire_names[step.heir]
+                backups.promote_copy(ctx, backup_id, step.heir, service, refuse, leaving=step.leaves)
+            else:
+                raise InvalidBackup(f"This worker has no store {step.heir}.")
+            gone += 1
         except (InvalidBackup, BackupNotFound) as error:
-            LOG.info("Backup %s of policy %s stays for now: %s", one, policy.id, error)
+            LOG.info("Backup %s of policy %s stays as it is for now: %s", backup_id, policy.id, error)
     return gone
 
 
-def _refuse(policy: models.BackupPolicy, min_keep: int, session: Session, row: models.Backup) -> None:
+def _refuse(
+    policy: models.BackupPolicy, settings: Settings, step: Step | None, session: Session, row: models.Backup
+) -> None:
     """Refuse a deletion whose reasons hold no more, in the transaction that deletes.
 
     :param policy: as it was when its rules were applied.
-    :raises InvalidBackup: something holds the backup, or no newer good one would be left.
+    :param settings: the policy's.
+    :param step: what is to be done with the backup; None: it could not be made, and goes.
+    :raises InvalidBackup: something holds the backup, or it is not where it was, or no newer good one would
+        be left in one of the stores.
     """
     if row.policy_id != policy.id:
         raise InvalidBackup("It is not the policy's any more.")
     current = session.get(models.BackupPolicy, policy.id)
     if current is None or current.settings != policy.settings:
         raise InvalidBackup("The policy was deleted or changed meanwhile.")
-    if (reason := held(session, row.id)) is not None:
+    candidates = _candidates(session, models.Backup.id == row.id)
+    if (reason := candidates.holds(settings, row.id)) is not None:
         raise InvalidBackup(reason)
-    if row.status == lifecycle.ERROR:
+    if step is None:
+        if row.status != lifecycle.ERROR:
+            raise InvalidBackup("It has become available meanwhile.")
         return
-    backup = models.Backup
+    if list(candidates.good) != [step.backup]:
+        raise InvalidBackup("It is not any more where it was.")
+    moment = now(session)
+    for store in sorted(step.leaves):
+        if (reason := candidates.lock(settings, step.backup, store, moment)) is not None:
+            raise InvalidBackup(reason)
+        if settings.has_rules(store):
+            _refuse_newest(session, policy, row, settings.copies[store].min_keep, store)
+    if row.store in step.leaves:
+        _refuse_newest(session, policy, row, settings.rules.min_keep)
+
+
+def _refuse_newest(
+    session: Session, policy: models.BackupPolicy, row: models.Backup, min_keep: int, store: str | None = None
+) -> None:
+    """Refuse to let one of the newest good backups go.
+
+    :param min_keep: so many stay.
+    :param store: of those that are there; None: wherever they are.
+    :raises InvalidBackup: it is one of them, or there are fewer.
+    """
+    backup, copy = models.Backup, models.BackupCopy
     newest = (
         select(backup.id)
         .where(
@@ -270,6 +398,9 @@ def _refuse(policy: models.BackupPolicy, min_keep: int, session: Session, row: m
         .order_by(_taken_at().desc(), backup.id.desc())
         .limit(min_keep)
     )
+    if store is not None:
+        copied = exists().where(copy.backup_id == backup.id, copy.store == store, _is_good_copy())
+        newest = newest.where(or_(backup.store == store, copied))
     ids = session.scalars(newest).all()
     # Who deletes one of them at the same time waits, or is waited for and seen.
     lock(session, backup, backup.id.in_(ids))

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session
 
 from backupfw.db import models
-from backupfw.manager.policies import ending, retention
+from backupfw.manager.policies import ending, places
 from backupfw.manager.policies.ending import Candidates
-from backupfw.manager.policies.retention import Taken
+from backupfw.manager.policies.places import Stored, Verdict
 from backupfw.manager.policies.settings import Settings
 
 #: How many runs are shown.
@@ -30,17 +30,32 @@ MOST_VOLUMES = 100
 
 
 @dataclass(frozen=True, slots=True)
+class PlaceFate:
+    """What becomes of a backup in one store.
+
+    :ivar reason: why it is kept there today.
+    :ivar goes_at: as of :class:`Fate`.
+    """
+
+    store: str
+    reason: str
+    goes_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Fate:
     """What becomes of a backup.
 
     :ivar reason: why it is kept today.
     :ivar goes_at: the scheduled time of the run after which it goes; None: it is there at the end.
+    :ivar places: the stores that have it, or get a copy just now; its own first.
     """
 
     backup_id: str
     taken_at: datetime
     reason: str
     goes_at: datetime | None
+    places: Sequence[PlaceFate]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +111,7 @@ def compute(
     )
     until = at + timedelta(days=days)
     steps = MOST_STEPS // max(1, len(volumes))
-    futures = [_Future(settings, ending.of(session, policy, one), one) for one in volumes]
+    futures = [_Future(settings, ending.of(session, policy, one), one, moment) for one in volumes]
     judged = 0
     for number, run in enumerate(_until(settings, moment, until)):
         if number == steps or judged >= MOST_JUDGED:
@@ -115,40 +130,66 @@ def _until(settings: Settings, moment: datetime, until: datetime) -> itertools.t
     return itertools.takewhile(lambda run: run <= until, settings.schedule.all_after(moment))
 
 
-class _Future:
-    """The backups of one volume, followed through its next runs."""
+#: Why something is still kept that no rule keeps.
+_NEXT_RUN = "until the next run"
 
-    def __init__(self, settings: Settings, candidates: Candidates, volume_id: str) -> None:
+
+class _Future:
+    """The backups of one volume, followed through its next runs, each of which copies what it makes."""
+
+    def __init__(self, settings: Settings, candidates: Candidates, volume_id: str, moment: datetime) -> None:
         self._settings = settings
         self._candidates = candidates
         self._volume_id = volume_id
-        self._there = list(candidates.good)
-        self._goes: dict[str, datetime] = {}
+        self._moment = moment
+        self._there = {one.id: self._copied(one) for one in candidates.good}
+        #: Of a backup and a store, after which run it goes from there.
+        self._goes: dict[tuple[str, str], datetime] = {}
+
+    def _copied(self, backup: Stored) -> Stored:
+        """Return a backup as it is when the copies that are being made are complete."""
+        copying = self._candidates.copying.get(backup.id, frozenset())
+        return replace(backup, copies=backup.copies | copying)
 
     def run(self, scheduled: datetime) -> int:
         """Let a run take place, and retention after it; return how many backups it judged."""
-        schedule = self._settings.schedule
-        taken_at = scheduled + schedule.offset(self._volume_id)
-        self._there.append(Taken(f"run at {scheduled}", taken_at))
-        verdicts = retention.apply(self._settings.rules, schedule.zone, self._there)
-        for one, why in verdicts.items():
-            if why is None and one not in self._candidates.held:
-                self._goes[one] = scheduled
-        self._there = [one for one in self._there if one.id not in self._goes]
-        return len(verdicts)
+        settings, candidates = self._settings, self._candidates
+        taken_at = scheduled + settings.schedule.offset(self._volume_id)
+        name = f"run at {scheduled}"
+        self._there[name] = Stored(name, taken_at, settings.store or "", frozenset(settings.copies))
+        verdicts = places.apply(settings, list(self._there.values()))
+        for one, verdict in verdicts.items():
+            step = candidates.step(settings, self._there[one], verdict, taken_at)
+            if step is None or candidates.stays(settings, one) is not None:
+                continue
+            self._goes |= {(one, store): scheduled for store in step.leaves}
+            after = step.after()
+            if after is None:
+                del self._there[one]
+            else:
+                self._there[one] = after
+        return len(verdicts) * (1 + len(settings.copies))
 
     def fate(self) -> VolumeFate:
         """Return what becomes of them."""
         candidates = self._candidates
-        verdicts = candidates.verdicts(self._settings)
-        fates = [
-            Fate(
-                one.id,
-                one.taken_at,
-                candidates.held.get(one.id) or verdicts.get(one.id) or "until the next run",
-                self._goes.get(one.id),
-            )
-            for one in (*candidates.good, *candidates.kept)
-        ]
+        verdicts = places.apply(self._settings, candidates.good)
+        fates = [self._fate(one, verdicts.get(one.id, {})) for one in (*candidates.good, *candidates.kept)]
         fates.sort(key=lambda fate: (fate.taken_at, fate.backup_id), reverse=True)
         return VolumeFate(self._volume_id, fates, len(self._there) + len(candidates.kept))
+
+    def _fate(self, backup: Stored, verdict: Verdict) -> Fate:
+        candidates = self._candidates
+        held = candidates.stays(self._settings, backup.id)
+        copying = candidates.copying.get(backup.id, ())
+        found = []
+        for store in self._copied(backup).stores:
+            lock = candidates.lock(self._settings, backup, store, self._moment)
+            passing = ending.COPIED if store in copying else lock
+            reason = held or passing or verdict.get(store) or (ending.COPIED if copying else _NEXT_RUN)
+            found.append(PlaceFate(store, reason, self._goes.get((backup.id, store))))
+        gone = [one.goes_at for one in found if one.goes_at is not None]
+        reason = next((one.reason for one in found if one.reason != _NEXT_RUN), _NEXT_RUN)
+        # It is gone when it has left the last place; what is left has no time.
+        goes_at = max(gone) if len(gone) == len(found) else None
+        return Fate(backup.id, backup.taken_at, reason, goes_at, found)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from oslo_db.exception import DBDuplicateEntry
@@ -137,6 +138,8 @@ class PolicyRuns:
     :param backups: makes, cancels and deletes the backups.
     :param pauses: says why a project's policies do not run now.
     :param allows: says what a member of a project may do now.
+    :param wire_names: the wire names of the stores of this process: of a backup that lives on as a copy, the
+        copy's becomes its own.
     """
 
     def __init__(
@@ -145,11 +148,13 @@ class PolicyRuns:
         backups: BackupManager,
         pauses: Pauses = lambda _project: None,
         allows: Allows = lambda _context, _rule, _project: True,
+        wire_names: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._db = db
         self._backups = backups
         self._pauses = pauses
         self._allows = allows
+        self._wire_names = wire_names
 
     # -- the scheduled time
 
@@ -375,7 +380,7 @@ class PolicyRuns:
             incremental=incremental,
             force=True,
             metadata={POLICY_KEY: run.policy_id},
-            made_by=MadeBy(run.policy_id, run.backup_id, run.settings.copies),
+            made_by=MadeBy(run.policy_id, run.backup_id, tuple(run.settings.copies)),
         )
 
     def _make_room(self, run: Taken, context: RequestContext, missing: QuotaExceeded) -> bool:
@@ -583,6 +588,7 @@ class PolicyRuns:
                     volume_id,
                     succeeded=succeeded,
                     most=most,
+                    wire_names=self._wire_names,
                 )
             except DATABASE_TROUBLES:
                 raise
@@ -594,8 +600,8 @@ class PolicyRuns:
                 LOG.exception("The retention of backup policy %s failed, volume %s", policy.id, volume_id)
                 return 0
             if gone:
-                LOG.info("Policy %s lets %d backups of volume %s go", policy.id, len(gone), volume_id)
-            return len(gone)
+                LOG.info("Policy %s lets %d places of backups of volume %s go", policy.id, gone, volume_id)
+            return gone
 
     def forget(self) -> int:
         """Delete the runs of long ago, and those that are too many; return how many.

@@ -20,6 +20,8 @@ START_WINDOW = 60
 _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 #: ``within``: a number of hours, days or weeks.
 WITHIN = re.compile(r"([1-9][0-9]{0,4})([hdw])", re.ASCII)
+#: The fields of a retention, and what they are unless they are given.
+_RETENTION: Mapping[str, Any] = {**dict.fromkeys(retention.COUNTS), "within": None, "min_keep": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Settings:
     :ivar store: the store of its backups; None: as placement rules say.
     :ivar incremental: whether a backup shares with the one before it; the first one is full.
     :ivar full_every: of so many backups of a volume in a row, one is full; None: none need be.
-    :ivar copies: the stores to which its backups are copied.
+    :ivar copies: the stores to which its backups are copied, and what is kept there.
     :ivar volume_ids: the volumes, if the policy names them.
     :ivar metadata: the pairs that its volumes have; neither: all volumes of the project.
     """
@@ -41,7 +43,7 @@ class Settings:
     store: str | None
     incremental: bool
     full_every: int | None
-    copies: tuple[str, ...]
+    copies: Mapping[str, Rules]
     volume_ids: tuple[str, ...] | None
     metadata: Mapping[str, str] | None
 
@@ -49,6 +51,10 @@ class Settings:
     def by_name(self) -> bool:
         """Whether the policy names its volumes; otherwise a run finds them."""
         return self.volume_ids is not None
+
+    def has_rules(self, store: str) -> bool:
+        """Whether copies in a store have rules of their own; otherwise they live as long as their backups."""
+        return store in self.copies and self.copies[store].limits()
 
 
 def read(given: Mapping[str, Any]) -> Settings:
@@ -73,9 +79,13 @@ def read(given: Mapping[str, Any]) -> Settings:
                 },
             ),
             ("backup", {"store": None, "incremental": True, "full_every": None}),
-            ("retention", {**dict.fromkeys(retention.COUNTS), "within": None, "min_keep": 1}),
+            ("retention", _RETENTION),
         )
     )
+    copy_to = [
+        {"store": one["store"], "retention": _filled(rules, _RETENTION) if rules else None}
+        for one, rules in ((one, one.get("retention")) for one in given.get("copy_to") or ())
+    ]
     plan = schedule.read(
         when["cron"],
         when["timezone"],
@@ -92,21 +102,16 @@ def read(given: Mapping[str, Any]) -> Settings:
     if len(which) != 1:
         raise InvalidInput("selection: must have one of volume_ids, metadata and all.")
     ids = which.get("volume_ids")
-    copy_to = given.get("copy_to") or ()
     return Settings(
         words={
             "schedule": {**when, "jitter": plan.jitter},
             "backup": how,
             "retention": keep,
             "selection": which,
-            "copy_to": [{"store": one["store"]} for one in copy_to],
+            "copy_to": copy_to,
         },
         schedule=plan,
-        rules=Rules(
-            {name: keep[name] for name in retention.COUNTS if keep[name]},
-            _within(keep["within"]),
-            keep["min_keep"],
-        ),
+        rules=_rules(keep, "retention"),
         store=how["store"],
         incremental=how["incremental"],
         full_every=how["full_every"],
@@ -116,20 +121,32 @@ def read(given: Mapping[str, Any]) -> Settings:
     )
 
 
-def _copies(given: Sequence[Mapping[str, Any]], own: str | None) -> tuple[str, ...]:
-    """Return the stores that get copies.
+def _copies(copy_to: Sequence[Mapping[str, Any]], own: str | None) -> dict[str, Rules]:
+    """Return what is kept in which other stores.
 
     :param own: the store of the backups themselves, if the policy names it.
     """
-    found: list[str] = []
-    for number, one in enumerate(given):
-        store = one["store"]
+    found: dict[str, Rules] = {}
+    for number, one in enumerate(copy_to):
+        store, field = one["store"], f"copy_to[{number}]"
         if store == own:
-            raise InvalidInput(f"copy_to[{number}].store: {store} is the store of the backups themselves.")
+            raise InvalidInput(f"{field}.store: {store} is the store of the backups themselves.")
         if store in found:
-            raise InvalidInput(f"copy_to[{number}].store: {store} is named twice.")
-        found.append(store)
-    return tuple(found)
+            raise InvalidInput(f"{field}.store: {store} is named twice.")
+        found[store] = _rules(one["retention"] or _RETENTION, f"{field}.retention")
+    return found
+
+
+def _rules(keep: Mapping[str, Any], field: str) -> Rules:
+    """Return the rules of a retention whose fields are all there.
+
+    :param field: where it stands.
+    """
+    return Rules(
+        {name: keep[name] for name in retention.COUNTS if keep[name]},
+        _within(keep["within"], field),
+        keep["min_keep"],
+    )
 
 
 def _filled(given: Mapping[str, Any] | None, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,12 +155,35 @@ def _filled(given: Mapping[str, Any] | None, defaults: Mapping[str, Any]) -> dic
     return {name: default if values.get(name) is None else values[name] for name, default in defaults.items()}
 
 
-def _within(text: str | None) -> timedelta | None:
+def _within(text: str | None, field: str) -> timedelta | None:
     if text is None:
         return None
     match = WITHIN.fullmatch(text)
     if match is None:
         raise InvalidInput(
-            f"retention.within: {text!a} is not a number of hours, days or weeks, as e.g. 36h, 30d or 8w."
+            f"{field}.within: {text!a} is not a number of hours, days or weeks, as e.g. 36h, 30d or 8w."
         )
     return int(match[1]) * _UNITS[match[2]]
+
+
+def copy_words(text: str) -> dict[str, Any]:
+    """Return a member of ``copy_to`` as people write it: a store, and what is kept there.
+
+    For example ``offsite,daily=7,within=36h``.  It may be wrong: the schema of the API says how.
+    """
+    store, *rules = (part.strip() for part in text.split(","))
+    if not rules:
+        return {"store": store}
+    pairs = (rule.partition("=") for rule in rules)
+    keep = {name.strip().replace("-", "_"): _value(value.strip()) for name, _, value in pairs}
+    return {"store": store, "retention": keep}
+
+
+def copy_text(words: Mapping[str, Any]) -> str:
+    """Return a member of ``copy_to`` as :func:`copy_words` reads it."""
+    keep = {name: value for name, value in (words.get("retention") or {}).items() if value is not None}
+    return ",".join((words["store"], *(f"{name}={value}" for name, value in keep.items())))
+
+
+def _value(text: str) -> str | int:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else text

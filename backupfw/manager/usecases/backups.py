@@ -8,7 +8,7 @@ without the prefix that the API adds.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
@@ -505,32 +505,57 @@ class BackupManager(UseCases):
         :raises BackupNotFound: no such backup for this caller.
         :raises InvalidBackup: it has no copy there.
         """
+        self.remove_copies(ctx, backup_id, [store])
+
+    def remove_copies(
+        self,
+        ctx: RequestContext,
+        backup_id: str,
+        leaving: Collection[str],
+        refuse: Callable[[Session, models.Backup], object] | None = None,
+    ) -> None:
+        """Remove the copies of a backup in some stores, as :meth:`remove_copy` does: all, or none.
+
+        :param refuse: as of :meth:`delete`.
+        """
 
         def work(session: Session) -> None:
-            backup = volume_rules.find_backup(session, ctx, backup_id, lock=True)
-            row = models.BackupCopy
-            found = session.scalar(select(row).where(row.backup_id == backup_id, row.store == store))
-            if found is None:
-                raise InvalidBackup(f"The backup has no copy in the store {store}.")
-            actions.record(session, ctx, Kind.BACKUP_REMOVE_COPY, backup, f"in {store}")
-            copies.remove(session, found, ctx.request_id)
+            row = volume_rules.find_backup(session, ctx, backup_id, lock=True)
+            if refuse is not None:
+                refuse(session, row)
+            _remove_copies(session, ctx, row, leaving)
 
         self._change(work)
 
-    def promote_copy(self, ctx: RequestContext, backup_id: str, store: str, service: str) -> None:
+    def promote_copy(
+        self,
+        ctx: RequestContext,
+        backup_id: str,
+        store: str,
+        service: str,
+        refuse: Callable[[Session, models.Backup], object] | None = None,
+        *,
+        leaving: Collection[str] = (),
+    ) -> None:
         """Let the copy of a backup in a store be the backup's own; what was its own is a copy then.
 
         :param service: the wire name of the store's driver.
+        :param refuse: as of :meth:`delete`.
+        :param leaving: the stores whose copies are removed then, that in the backup's store of before among
+            them.
         :raises BackupNotFound: no such backup for this caller.
         :raises InvalidBackup: it is not available, has no complete copy there, or is being copied.
         """
 
         def work(session: Session) -> None:
             row = volume_rules.find_backup(session, ctx, backup_id, lock=True)
+            if refuse is not None:
+                refuse(session, row)
             copies.promote(session, row, store, service)
             actions.record(session, ctx, Kind.BACKUP_PROMOTE_COPY, row, f"in {store}")
+            _remove_copies(session, ctx, row, leaving)
 
-        self._db.run(work)
+        self._change(work)
 
     @staticmethod
     def _copy(session: Session, backup_id: str, store: str) -> rows.BackupCopy:
@@ -731,6 +756,22 @@ class BackupManager(UseCases):
             refuses and rows.dependents_of(session, [row.id]).get((row.id, row.project_id))
         ) or backup_rows.is_needed(session, row):
             raise InvalidBackup("Incremental backups exist for this backup.")
+
+
+def _remove_copies(
+    session: Session, ctx: RequestContext, backup: models.Backup, leaving: Collection[str]
+) -> None:
+    """Remove the copies of a backup in some stores, in the caller's transaction.
+
+    :raises InvalidBackup: it has no copy in one of them.
+    """
+    row = models.BackupCopy
+    for store in sorted(leaving):
+        found = session.scalar(select(row).where(row.backup_id == backup.id, row.store == store))
+        if found is None:
+            raise InvalidBackup(f"The backup has no copy in the store {store}.")
+        actions.record(session, ctx, Kind.BACKUP_REMOVE_COPY, backup, f"in {store}")
+        copies.remove(session, found, ctx.request_id)
 
 
 def begin_restore(

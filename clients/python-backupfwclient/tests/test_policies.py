@@ -73,9 +73,15 @@ class TestPolicies:
         assert there["backup"] == made["backup"]
         policy("set", "weekly")
         assert seen(cloud) == [there]
-        policy("set", "weekly", "--copy-to", "offsite")
-        assert seen(cloud)[0]["copy_to"] == [{"store": "offsite"}]
-        assert "offsite" in policy("show", "weekly").out
+        policy("set", "weekly", "--copy-to", "offsite,weekly=8,min-keep=2")
+        (copy,) = seen(cloud)[0]["copy_to"]
+        assert (copy["store"], copy["retention"]["weekly"], copy["retention"]["min_keep"]) == (
+            "offsite",
+            8,
+            2,
+        )
+        assert "offsite,weekly=8,min_keep=2" in policy("show", "weekly").out
+        assert "copy_to" in policy("set", "weekly", "--copy-to", "attic", status=1).err
         policy("set", "weekly", "--no-copies")
         assert seen(cloud)[0]["copy_to"] == []
 

@@ -72,7 +72,24 @@ def _path(policy: dict[str, Any]) -> str:
 
 class _Copies(FormattableColumn[list[dict[str, Any]]]):
     def human_readable(self) -> str:
-        return "\n".join(one["store"] for one in self._value)
+        return "\n".join(
+            ",".join((one["store"], *(f"{name}={value}" for name, value in _kept(one) if value is not None)))
+            for one in self._value
+        )
+
+
+def _kept(copy: dict[str, Any]) -> Iterable[tuple[str, Any]]:
+    return (copy.get("retention") or {}).items()
+
+
+def _copy(text: str) -> dict[str, Any]:
+    """Return what the service calls a member of ``copy_to``; it says what is wrong with it."""
+    store, *rules = text.split(",")
+    if not rules:
+        return {"store": store}
+    pairs = (rule.partition("=") for rule in rules)
+    keep = {name.replace("-", "_"): int(value) if value.isdecimal() else value for name, _, value in pairs}
+    return {"store": store, "retention": keep}
 
 
 def _shown(policy: dict[str, Any]) -> tuple[Sequence[str], Sequence[Any]]:
@@ -134,9 +151,11 @@ def _add_options(parser: argparse.ArgumentParser, needed: bool) -> None:
     copies = parser.add_mutually_exclusive_group()
     copies.add_argument(
         "--copy-to",
-        metavar="<store>",
+        metavar="<store>[,<rule>=<number>...]",
         action="append",
-        help="Store to which the backups are copied, too (repeat for several; they replace those before)",
+        type=_copy,
+        help="Store to which the backups are copied, too, and what is kept there, e.g. offsite,daily=7"
+        " (default: as long as the backups; repeat for several stores, which replace those before)",
     )
     copies.add_argument(
         "--no-copies", action="store_const", const=[], dest="copy_to", help="Copy the backups nowhere"
@@ -165,7 +184,7 @@ def _wanted(service: Service, args: argparse.Namespace, now: dict[str, Any]) -> 
     elif args.all_volumes:
         body["selection"] = {"all": True}
     if args.copy_to is not None:
-        body["copy_to"] = [{"store": store} for store in args.copy_to]
+        body["copy_to"] = args.copy_to
     for name in ("name", "description", "max_concurrent"):
         if getattr(args, name) is not None:
             body[name] = getattr(args, name)
@@ -342,6 +361,11 @@ class _Fates(FormattableColumn[list[dict[str, Any]]]):
             for one in volume["backups"]:
                 goes = f", goes at {one['goes_at']}" if one["goes_at"] else ""
                 lines.append(f"  {one['data_timestamp']} {one['backup_id']}: {one['reason']}{goes}")
+                # An older service tells of no places; one place is the backup itself.
+                places = one.get("places", ())
+                for place in places if len(places) > 1 else ():
+                    goes = f", goes at {place['goes_at']}" if place["goes_at"] else ""
+                    lines.append(f"    {place['store']}: {place['reason']}{goes}")
         return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from backupfw.manager import rows
 from backupfw.manager.policies.manager import PolicyManager
 from backupfw.manager.policies.runs import PolicyRuns
 from backupfw.manager.queue import tasks
-from tests.unit.manager.support import World
+from tests.unit.manager.support import WIRE, World
 
 
 class Clock(datetime):
@@ -54,6 +54,7 @@ class PolicyWorld(World):
             self.backups,
             lambda project: self.paused.get(project),
             lambda context, rule, _: rule not in self.forbidden and context.roles == ["member"],
+            dict.fromkeys(self.conf.enabled_stores, WIRE),
         )
 
     @staticmethod

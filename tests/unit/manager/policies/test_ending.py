@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from datetime import datetime, timedelta
 from types import SimpleNamespace
@@ -12,8 +13,10 @@ import pytest
 from backupfw.db import models
 from backupfw.errors import InvalidBackup, InvalidInput
 from backupfw.manager.lineage import lifecycle
-from backupfw.manager.policies import ending, preview, retention
+from backupfw.manager.policies import ending, places, preview
 from backupfw.manager.policies import runs as policy_runs
+from backupfw.manager.policies import settings as policy_settings
+from backupfw.manager.policies.places import Step, Stored
 from tests.unit.manager.policies.support import PolicyWorld
 from tests.unit.manager.support import check_audit, check_consistent
 
@@ -190,9 +193,9 @@ def test_a_backup_of_a_wrong_clock_lets_no_other_one_go(world: PolicyWorld) -> N
         "last 1",
     ]
     sixth = world.backups_of(policy)[0]
-    known = world.row(models.BackupPolicy, policy)
+    refused = refuse(world, policy, sixth)
     with world.db.write() as session, pytest.raises(InvalidBackup, match="newest good"):
-        ending._refuse(known, 1, session, session.get_one(models.Backup, sixth.id))
+        refused(session, session.get_one(models.Backup, sixth.id))
     nights(world, 20, 22)
     assert days_of(world, policy) == [22]
 
@@ -234,20 +237,27 @@ def test_to_apply_it_twice_changes_nothing(world: PolicyWorld) -> None:
     assert days_of(world, policy) == [5, 6]
 
 
+def refuse(world: PolicyWorld, policy: str, backup: models.Backup, min_keep: int = 1) -> Any:
+    """Return what is asked before a policy deletes a backup that has no copies.
+
+    :param min_keep: of its rules.
+    """
+    known = world.row(models.BackupPolicy, policy)
+    settings = policy_settings.read({**known.settings, "retention": {"min_keep": min_keep}})
+    stored = Stored(backup.id, backup.data_timestamp, backup.store)
+    return functools.partial(ending._refuse, known, settings, Step(stored, frozenset({backup.store})))
+
+
 def test_a_deletion_asks_again(world: PolicyWorld) -> None:
     """Between the decision and the deletion, a user may have deleted what was to stay."""
     world.volume()
     policy = world.policy()
     nights(world, 2, 4)
     second, third, fourth = world.backups_of(policy)
-    known = world.row(models.BackupPolicy, policy)
     world.backups.delete(world.ctx(), fourth.id)
 
     def delete(backup: models.Backup, min_keep: int = 1) -> None:
-        def refuse(session: Any, row: models.Backup) -> None:
-            ending._refuse(known, min_keep, session, row)
-
-        world.backups.delete(world.ctx(), backup.id, refuse)
+        world.backups.delete(world.ctx(), backup.id, refuse(world, policy, backup, min_keep))
 
     with pytest.raises(InvalidBackup, match="newest good"):
         delete(third)
@@ -339,11 +349,12 @@ def test_a_preview_of_many_backups_ends_soon(world: PolicyWorld, monkeypatch: py
     monkeypatch.setattr(preview, "MOST_JUDGED", 1000)
     judged = []
 
-    def apply(*given: Any) -> dict[str, str | None]:
-        judged.append(len(given[-1]))
-        return retention.apply(*given)
+    def apply(*given: Any) -> dict[str, places.Verdict]:
+        # Those that there are today, none, are judged once more at the end.
+        judged.extend([len(given[-1])] if given[-1] else [])
+        return places.apply(*given)
 
-    monkeypatch.setattr(preview, "retention", SimpleNamespace(apply=apply))
+    monkeypatch.setattr(preview, "places", SimpleNamespace(apply=apply))
     said = world.policies.preview(world.ctx(), policy, days=366)
     assert 1000 <= sum(judged) < 1100
     # Runs up to the one before "until" were computed.
@@ -385,7 +396,7 @@ def test_a_retention_that_fails_keeps_no_other_from_working(
     nights(world, 2, 2)
     apply = ending.let_go
 
-    def let_go(*given: Any, **more: Any) -> list[str]:
+    def let_go(*given: Any, **more: Any) -> int:
         if given[3].id == broken:
             raise ZeroDivisionError
         return apply(*given, **more)

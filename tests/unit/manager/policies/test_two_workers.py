@@ -11,7 +11,8 @@ from backupfw.db import models
 from backupfw.db.session import Database, now
 from backupfw.manager.policies.manager import PolicyManager
 from backupfw.manager.policies.runs import PolicyRuns
-from tests.unit.manager.support import World, check_audit, check_consistent
+from backupfw.manager.queue import tasks
+from tests.unit.manager.support import WIRE, World, check_audit, check_consistent
 from tests.unit.manager.test_races import together
 
 pytestmark = pytest.mark.check
@@ -149,3 +150,36 @@ def test_two_policies_on_the_same_volumes(world: World) -> None:
     assert len({(run.policy_id, run.volume_id) for run in ok}) == len(ok) == 2 * len(volumes)
     assert {run.tries for run in ok} == {0}
     check_consistent(world)
+
+
+def test_workers_that_move_backups_to_their_copies_at_once(world: World) -> None:
+    """Each leaves its own store once, and nobody loses the place that is left."""
+    volumes = [world.volume() for _ in range(4)]
+    policies, policy = due(world)
+    policies.update(
+        world.ctx(),
+        policy,
+        settings={"copy_to": [{"store": "offsite", "retention": {"last": 2}}]},
+    )
+    names = dict.fromkeys(("main", "offsite"), WIRE)
+    processes = [PolicyRuns(world.db, world.backups, wire_names=names) for _ in range(WORKERS)]
+    for _ in range(2):
+        policies.run(world.ctx(), policy)
+        while processes[0].begin():
+            pass
+        for _ in volumes:
+            world.run_create()
+        while (task := world.tasks.claim("host/w", 60, [tasks.BACKUP_COPY])) is not None:
+            world.outcomes.copying.start(task)
+            world.outcomes.copying.place(task, None, detached=False)
+            world.outcomes.copying.finish(task)
+        together(*(runs.watch for runs in processes))
+        while processes[0].watch():
+            pass
+    copies = {one.backup_id for one in world.rows(models.BackupCopy)}
+    there = world.rows(models.Backup, models.Backup.deleted.is_(False))
+    assert sorted((one.store, one.id in copies) for one in there) == sorted(
+        [("offsite", False), ("main", True)] * len(volumes)
+    )
+    assert world.run_releases() == len(volumes)
+    check_audit(world)
