@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.client
 import os
+import signal
 import struct
 import subprocess
 import time
@@ -235,7 +236,8 @@ def ceph(directory: Path, extra: str = "", gateway: bool = True) -> Iterator[Cep
 
         def start(program: str, place: str, *words: str) -> ServerProcess:
             process = ServerProcess([programs[program], *common, *words, "-f"], directory / f"log-{place}")
-            stack.callback(process.stop)
+            # At the end nobody needs what it has.  A gateway takes up to ten seconds to end in order.
+            stack.callback(process.stop, signal.SIGKILL)
             return process
 
         first = start("ceph-mon", "mon", "-i", "a")
