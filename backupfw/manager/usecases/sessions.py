@@ -30,6 +30,10 @@ class SessionManager:
 
     def __init__(self, db: Database) -> None:
         self._db = db
+        row = ConsoleSession
+        # It is made once, and the clock comes with the row: every page and every refresh asks.
+        wanted = select(row.sealed, row.used_at, row.created_at, db.clock().label("moment"))
+        self._wanted = wanted.where(row.digest == bindparam("digest"))
 
     def begin(self, digest: str, sealed: bytes) -> None:
         """Begin a session, and forget those that are over.
@@ -54,9 +58,7 @@ class SessionManager:
         :param uses: whether its user does something, so that it lasts longer.
         """
         row = ConsoleSession
-        # One cheap statement, and the clock comes with the row: every page and every refresh asks.
-        wanted = select(row.sealed, row.used_at, row.created_at, self._db.clock().label("moment"))
-        rows = self._db.fetch(wanted.where(row.digest == bindparam("digest")), {"digest": digest})
+        rows = self._db.fetch(self._wanted, {"digest": digest})
         found = rows[0] if rows else None
         if found is None or min(found.used_at + IDLE, found.created_at + LONGEST) <= found.moment:
             return None

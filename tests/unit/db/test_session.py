@@ -77,6 +77,14 @@ def test_transactions_do_not_nest(db: Database) -> None:
         pass
 
 
+def test_a_statement_that_is_kept_has_the_time_of_each(db: Database) -> None:
+    kept = select(db.clock().label("moment"))
+    before, then = (db.fetch(kept, {})[0].moment for _ in range(2))
+    assert before < then
+    with db.read() as session:
+        assert then <= db.now(session)
+
+
 def test_the_clock_is_utc_with_microseconds(db: Database) -> None:
     before = datetime.now(UTC).replace(tzinfo=None)
     with db.read() as session:

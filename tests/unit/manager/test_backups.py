@@ -339,7 +339,9 @@ def test_a_cancelled_backup_ends_in_error_and_leaves_nothing(world: World, claim
     assert world.run_releases() == (1 if claimed else 0)
     assert world.tasks.pending() == 0
     check_consistent(world)
-    with pytest.raises(errors.InvalidBackup, match=r"is not being made, restored or verified: its status is error"):
+    with pytest.raises(
+        errors.InvalidBackup, match=r"is not being made, restored or verified: its status is error"
+    ):
         world.backups.cancel(world.ctx(), backup.id)
 
 
