@@ -102,6 +102,14 @@ def _add_settings(parser: argparse.ArgumentParser, *, new: bool) -> None:
     parser.add_argument(
         "--full-every", metavar="N", type=_number(1, 1000), help="of so many backups one is full; 1: each"
     )
+    quiesce = parser.add_mutually_exclusive_group()
+    quiesce.add_argument(
+        "--quiesce",
+        metavar="NAME",
+        type=usecases.text,
+        help="freeze volumes with these commands of [quiesce:NAME] while their points are taken",
+    )
+    quiesce.add_argument("--no-quiesce", action="store_true", help="do not freeze them")
     parser.add_argument(
         "--max-concurrent", metavar="N", type=_number(1, 10000), help="so many of its backups at once"
     )
@@ -126,7 +134,7 @@ def _settings(
             name: getattr(args, name) for name in ("cron", "timezone", *(field[0] for field in _SCHEDULE))
         },
         "retention": {name: getattr(args, name) for name in (*(field[0] for field in _RETENTION), "within")},
-        "backup": {"store": args.store, "full_every": args.full_every},
+        "backup": {"store": args.store, "full_every": args.full_every, "quiesce": args.quiesce},
     }
     parts: dict[str, Any] = {}
     for part, fields in given.items():
@@ -135,6 +143,8 @@ def _settings(
             parts[part] = {**known.get(part, {}), **changed}
     if args.copy_to is not None:
         parts["copy_to"] = args.copy_to
+    if args.no_quiesce:
+        parts["backup"] = {**known.get("backup", {}), **parts.get("backup", {}), "quiesce": None}
     if args.all:
         parts["selection"] = {"all": True}
     elif args.metadata:
@@ -322,7 +332,8 @@ class Runs(base.Lister):
     """List the runs of a backup policy, oldest first, with what became of each."""
 
     columns = (
-        *("id", "volume_id", "scheduled_at", "status", "reason", "backup_id", "started_at", "ended_at"),
+        *("id", "volume_id", "scheduled_at", "status", "reason", "backup_id", "quiesced"),
+        *("started_at", "ended_at"),
     )
     short = ("volume_id", "scheduled_at", "status", "backup_id", "reason")
 

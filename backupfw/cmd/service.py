@@ -20,6 +20,7 @@ from backupfw.cmd import database, store
 from backupfw.cmd.meters import Meters
 from backupfw.cmd.monitoring import Health, Listener
 from backupfw.cmd.server import ApiServer
+from backupfw.conf import quiesce
 from backupfw.db.session import Database
 from backupfw.dispatch.alerts import Alerts
 from backupfw.dispatch.base import Dispatch, InProcessDispatch
@@ -260,6 +261,7 @@ class WorkerProcess:
             record_usage=StoreManager(db, conf).record,
             meter=meters,
             outbox=outbox,
+            quiesce=quiesce.commands(conf),
             reach=Reach(
                 conf.host,
                 BACKUP_BINARY,

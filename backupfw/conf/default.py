@@ -33,6 +33,14 @@ OPTS = (
         " first that matches decides.  Each has a section [placement:NAME].  A request that names a store is"
         " not subject to them.",
     ),
+    cfg.ListOpt(
+        "quiesce_commands",
+        default=[],
+        item_type=NAME,
+        bounds=False,
+        help="Names of the commands that let programs rest while a point of a volume is taken; members choose"
+        " one for a backup policy.  Each has a section [quiesce:NAME], which the API and all workers need.",
+    ),
     cfg.StrOpt(
         "host",
         default=socket.gethostname(),

@@ -25,6 +25,7 @@ from backupfw.conf import (
     metrics,
     named,
     placement,
+    quiesce,
     stores,
     validate,
     volumes,
@@ -131,6 +132,8 @@ def load(
     listed += _register_plug_ins(conf, plug_ins, profile)
     placement.register_opts(conf)
     listed += placement.sections(conf)
+    quiesce.register_opts(conf)
+    listed += quiesce.sections(conf)
     sections = validate.merge(listed)
     validate.check_values(conf, sections)
     identity.check(conf)

@@ -16,11 +16,12 @@ from backupfw.conf import (
     messaging,
     metrics,
     placement,
+    quiesce,
     volumes,
 )
 
 
 def list_opts() -> list[tuple[str, Sequence[cfg.Opt]]]:
     """Return every group of core; oslo.log lists its own, ``backupfw.cmd.reference`` the plug-ins'."""
-    groups = (default, messaging, api, console, backup, metrics, alerts, volumes, placement)
+    groups = (default, messaging, api, console, backup, metrics, alerts, volumes, placement, quiesce)
     return [libraries.of_database(), *(pair for group in groups for pair in group.list_opts())]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Collection
 from typing import Any
 
 from oslo_config import types
@@ -10,6 +12,7 @@ from oslo_config import types
 #: Names that are used in section headings, before a colon in requests, and after an ``@`` in answers.
 NAME = types.String(regex=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
 
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _UNITS = {
     "": 1,
     "b": 1,
@@ -71,3 +74,49 @@ class Size(types.ConfigType):
 
     def _formatter(self, value: Any) -> str:
         return format_size(self(value))
+
+
+class Command(types.ConfigType):
+    """A command as a list of arguments, e.g. ``/usr/bin/virsh domfsfreeze {volume_id}``; no shell runs it.
+
+    :param placeholders: the names that can be in braces.
+    """
+
+    def __init__(self, placeholders: Collection[str] = ()) -> None:
+        named = f"; in braces: {', '.join(placeholders)}" if placeholders else ""
+        super().__init__(type_name=f"absolute path of a program and its arguments{named}")
+        self.placeholders = tuple(placeholders)
+
+    def __call__(self, value: Any) -> tuple[str, ...]:
+        """Return the arguments, the program first.
+
+        :raises ValueError: it is no command.
+        """
+        if isinstance(value, tuple):
+            return value
+        text = str(value)
+        try:
+            arguments = tuple(shlex.split(text))
+        except ValueError as error:
+            raise ValueError(f"{text!r} cannot be split into arguments: {error}") from error
+        if not arguments or not arguments[0].startswith("/"):
+            raise ValueError(f"{text!r} does not begin with the absolute path of a program")
+        if "{" in arguments[0] or "\0" in text:
+            raise ValueError(f"{text!r} does not name its program as it is")
+        for argument in arguments[1:]:
+            rest = _PLACEHOLDER.sub(lambda found: "" if found[1] in self.placeholders else found[0], argument)
+            if "{" in rest or "}" in rest:
+                raise ValueError(f"{argument!r} has something in braces that is not known")
+        return arguments
+
+    def __repr__(self) -> str:
+        return self.type_name
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Command) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash(self.placeholders)
+
+    def _formatter(self, value: Any) -> str:
+        return shlex.join(self(value))

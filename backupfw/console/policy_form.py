@@ -19,7 +19,7 @@ class Field:
     """A field of the form.
 
     :ivar part: of the policy's settings; empty: the field is the policy's own.
-    :ivar kind: text, number, flag, or lines.
+    :ivar kind: text, number, flag, lines, or choice: one of some names, or none.
     :ivar hint: what people are told below it.
     """
 
@@ -88,6 +88,9 @@ GROUPS = (
             Field("backup", "incremental", "Incremental: share with the backup before", kind="flag"),
             Field("backup", "full_every", "Of so many backups one is full", "not needed", "number"),
             COPIES,
+            Field(
+                "backup", "quiesce", "Freeze while a point is taken", "with the operator's commands", "choice"
+            ),
         ),
     ),
     (
@@ -233,6 +236,10 @@ def command(wanted: Mapping[str, Any], beginning: str) -> str:
     values |= {name: wanted[name] for name in ("name", "description", "max_concurrent")}
     # The command has no option for it, but it means the same.
     values["full_every"] = wanted["backup"]["full_every"] if wanted["backup"]["incremental"] else 1
+    if (quiesce := wanted["backup"]["quiesce"]) is not None:
+        options += ["--quiesce", quiesce]
+    else:
+        options.append("--no-quiesce")
     for name, value in values.items():
         if value is not None:
             options += [f"--{name.replace('_', '-')}", str(value)]

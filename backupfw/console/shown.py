@@ -162,6 +162,7 @@ OPERATIONS = {
     "volume.delete": "Deletion of",
     "volume.extend": "Extension of",
     "volume.tidy": "Tidying of",
+    "volume.thaw": "Thawing of",
     "snapshot.create": "Snapshot of",
     "snapshot.delete": "Deletion of a snapshot of",
 }

@@ -351,6 +351,8 @@ class Backup(Lockable, _SoftDelete, Base):
     ``fully_verified_at``: the time of the last full verification, with any result.
     ``restore_test…``: when it was last restored to nowhere, and whether that was ``ok`` or ``failed``;
     ``content_digest``: of its volume's content, as the first such restore found it.
+    ``quiesced``: whether the volume was frozen when its point was taken; null: nobody asked for it, or nobody
+    wrote to it; ``quiesce_reason``: why not, null if nothing is known.
     """
 
     __tablename__ = "backups"
@@ -408,6 +410,8 @@ class Backup(Lockable, _SoftDelete, Base):
     restore_tested_at: Mapped[datetime | None]
     restore_test_result: Mapped[str | None] = mapped_column(String(16))
     content_digest: Mapped[str | None] = mapped_column(String(64))
+    quiesced: Mapped[bool | None]
+    quiesce_reason: Mapped[str | None]
     manifest_id: Mapped[str | None] = mapped_column(ForeignKey("manifests.id"))
     policy_id: Mapped[str | None] = mapped_column(String(36))
 
@@ -474,7 +478,7 @@ class PolicyRun(Lockable, Base):
     ``begin_at``: when it may begin, or be tried again; ``begin_before`` and ``end_before``: the ends of its
     windows; ``taken_until``: until then the process that took it is beginning it.  ``backup_id`` is chosen
     before the backup is made, so whoever continues after a kill finds that backup.  ``tries``: how often it
-    was begun and failed.  ``tidied``: what its end lets go was deleted.
+    was begun and failed.  ``tidied``: what its end lets go was deleted.  ``quiesced``: as of its backup.
     """
 
     __tablename__ = "policy_runs"
@@ -501,6 +505,7 @@ class PolicyRun(Lockable, Base):
     tries: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
     taken_until: Mapped[datetime | None]
     tidied: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    quiesced: Mapped[bool | None]
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
     created_at: Mapped[datetime]

@@ -82,6 +82,7 @@ class Detail(Enum):
     NEEDED = "107"
     COPY_BACKUP = "108"
     VERIFY_BACKUP = "109"
+    NOT_QUIESCED = "110"
 
 
 _ACTIONS: Mapping[Action, str] = {
@@ -127,6 +128,8 @@ _DETAILS: Mapping[Detail, str] = {
     " backup says when that is.",
     Detail.COPY_BACKUP: "The backup could not be copied to another store.",
     Detail.VERIFY_BACKUP: "Not all of the backup's data could be read, so nobody knows whether it is whole.",
+    Detail.NOT_QUIESCED: "The volume was not frozen when the backup's point was taken. It is as after a power"
+    " cut.",
     Detail.NEEDED: "Incremental backups in the store that are not known here need the backup's data.",
 }
 

@@ -84,6 +84,8 @@ class Backup:
     restore_tested_at: datetime | None = None
     restore_test_result: str | None = None
     content_digest: str | None = None
+    quiesced: bool | None = None
+    quiesce_reason: str | None = None
 
     @property
     def has_dependent_backups(self) -> bool:
@@ -291,6 +293,8 @@ class PolicyRun:
     """A run of a backup policy for one volume.
 
     :ivar volume_id: None: it searches the volumes of foreign catalogues.
+    :ivar quiesced: whether the volume was frozen when the point of its backup was taken; None: nobody asked
+        for it, or nobody wrote to it.
     """
 
     id: str
@@ -301,6 +305,7 @@ class PolicyRun:
     status: str
     reason: str | None
     backup_id: str | None
+    quiesced: bool | None
     started_at: datetime | None
     ended_at: datetime | None
     created_at: datetime
@@ -612,8 +617,9 @@ def transfer(row: models.Transfer) -> Transfer:
 def backup_policy(row: models.BackupPolicy) -> BackupPolicy:
     """Turn one row into a record."""
     found = BackupPolicy(**columns(row, BackupPolicy))
-    # A release before this one saved no copies.
-    return replace(found, settings={"copy_to": [], **found.settings})
+    # What a release before this one has not saved.
+    how = {"quiesce": None, **found.settings["backup"]}
+    return replace(found, settings={"copy_to": [], **found.settings, "backup": how})
 
 
 def policy_run(row: models.PolicyRun) -> PolicyRun:

@@ -442,7 +442,8 @@ class VolumeProvider(abc.ABC):
 
         ``in_use``: a program may write.  Then the snapshot is atomic (reflink, or the storage's own), or a
         copy that is proven consistent.  It never mixes two states.  A snapshot that an earlier call finished
-        stays; to get a newer one, delete it first.
+        stays; to get a newer one, delete it first.  A new one that is atomic is taken in
+        :func:`backupfw.volume.taking.taking_point`.
 
         :raises SourceMoved: no atomic snapshot can be made here, and the volume changed during every try.
         """
@@ -458,7 +459,8 @@ class VolumeProvider(abc.ABC):
         If the storage must keep something for that, or for later comparisons (a snapshot, a copy, an
         attachment, a bitmap), its name contains ``point_id``, so that it is found again: a call with the
         id of a point that an earlier, killed call began or made goes on with that point, in the same state
-        and with the same identity and token, as long as the storage has it.
+        and with the same identity and token, as long as the storage has it.  A new state is taken in
+        :func:`backupfw.volume.taking.taking_point`.
 
         :param point_id: the id of the backup that is made.
         :raises SourceMoved: another program uses the volume, and this provider's points are not ``live``:

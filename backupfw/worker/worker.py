@@ -97,9 +97,11 @@ class Worker:
         # Each store has one scrub at a time, beside the slots: it may run for days, and no other task and no
         # other store waits for it.
         scrubs = 1 if tools.reach is None else max(1, len(tools.reach.stores))
-        self._pool = ThreadPoolExecutor(settings.slots + scrubs, thread_name_prefix="task")
+        # Programs wait for a volume that is frozen, so its thawing does not wait for a slot.
+        self._pool = ThreadPoolExecutor(settings.slots + scrubs + 1, thread_name_prefix="task")
         self._slots = threading.Semaphore(settings.slots)
         self._scrub_slots = threading.Semaphore(scrubs)
+        self._thaw_slots = threading.Semaphore(1)
         self._turns = Turns(self._outages)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="claims", daemon=True)
@@ -158,9 +160,18 @@ class Worker:
             with self._outages.guard("Tasks could not be claimed"):
                 while not self._stopping.is_set() and self._claim_one(self._slots, tasks.OF_SLOTS):
                     pass
+                if self._is_full():
+                    self._claim_one(self._thaw_slots, (tasks.VOLUME_THAW,))
             if self._dispatch.wait(self._settings.poll_seconds):
                 # It may also mean that a running task was cancelled.
                 self._leases.poke()
+
+    def _is_full(self) -> bool:
+        """Whether all slots are taken; only the thread that claims may ask."""
+        if not self._slots.acquire(blocking=False):
+            return True
+        self._slots.release()
+        return False
 
     def _claim_one(self, slots: threading.Semaphore, kinds: Collection[str]) -> bool:
         """Claim and start one task; returns whether there may be more to claim now."""

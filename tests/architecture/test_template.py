@@ -21,7 +21,10 @@ VOLUME = ROOT / "drivers" / "template-volume"
 #: Each module of a template, and what it may import of core.
 MODULES = [
     *((path, ("backupfw.chunkstore",)) for path in sorted(STORE.glob("src/*/*.py"))),
-    *((path, ("backupfw.volume.base", "backupfw.errors")) for path in sorted(VOLUME.glob("src/*/*.py"))),
+    *(
+        (path, ("backupfw.volume.base", "backupfw.volume.taking", "backupfw.errors"))
+        for path in sorted(VOLUME.glob("src/*/*.py"))
+    ),
 ]
 
 

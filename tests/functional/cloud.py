@@ -81,6 +81,7 @@ def configuration(**api: Any) -> cfg.ConfigOpts:
         )
     conf(args=[], default_config_files=[], default_config_dirs=[])
     conf.set_override("enabled_stores", ["main", "offsite"])
+    conf.set_override("quiesce_commands", ["guest-agent", "database"])
     for name, value in api.items():
         conf.set_override(name, value, "api")
     return conf

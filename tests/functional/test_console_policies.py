@@ -288,6 +288,29 @@ def test_what_is_wrong_is_said_beside_the_field(cloud: Cloud, field: str, value:
     assert not cloud.managers.policies.list(_admin()).items
 
 
+def test_the_commands_that_freeze_are_chosen_from_the_operators(cloud: Cloud) -> None:
+    browser = Browser(made(cloud), "alice:demo:member")
+    form = browser.get("policies/new").forms[1]
+    chosen = form["backup.quiesce"]
+    assert (chosen.value, [one[0] for one in chosen.options]) == ("", ["", "guest-agent", "database"])
+    chosen.value = "database"
+    form.submit(headers=SAME, status=303)
+    (policy,) = cloud.managers.policies.list(_admin()).items
+    assert policy.settings["backup"]["quiesce"] == "database"
+    page = browser.get(f"policies/{policy.id}")
+    assert "frozen with database" in page.text
+    assert "--quiesce database" in page.text
+    # What the operator has taken away meanwhile stays to be seen, and is refused.
+    cloud.conf.set_override("quiesce_commands", ["guest-agent"])
+    form = browser.get(f"policies/{policy.id}/edit").forms[1]
+    assert form["backup.quiesce"].value == "database"
+    refused = form.submit(headers=SAME, status=400)
+    assert "there are no commands database; there are guest-agent." in refused.text
+    form["backup.quiesce"] = ""
+    form.submit(headers=SAME, status=303)
+    assert cloud.managers.policies.get(_admin(), policy.id).settings["backup"]["quiesce"] is None
+
+
 def test_what_a_role_may_not_do(cloud: Cloud) -> None:
     policies(cloud, 1)
     app = made(cloud)
@@ -339,6 +362,7 @@ def test_the_command_makes_the_same_policy(cloud: Cloud) -> None:
     Create(None, None).add_arguments(parser)
     args = parser.parse_args(words[3:])
     assert (args.name, args.jitter, args.full_every, args.daily) == ("it's <b>", 0, 1, 7)
+    assert args.no_quiesce
     assert args.metadata == [("tier", "very gold")]
     assert args.copy_to == [{"store": "offsite", "retention": {"weekly": 8}}, {"store": "vault"}]
     none = shlex.split(

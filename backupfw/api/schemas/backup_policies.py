@@ -52,6 +52,7 @@ _BACKUP = {
     "store": _text(255),
     "incremental": {"type": ["boolean", "null"]},
     "full_every": _number(1, 1000),
+    "quiesce": _text(63),
 }
 _RETENTION = {
     **dict.fromkeys(_COUNTS, _number(0, _LARGEST_COUNT)),
@@ -133,7 +134,14 @@ _POLICY = exactly(
                 "completion_window": _NUMBER_OR_NULL,
             }
         ),
-        "backup": exactly({"store": TEXT_OR_NULL, "incremental": FLAG, "full_every": _NUMBER_OR_NULL}),
+        "backup": exactly(
+            {
+                "store": TEXT_OR_NULL,
+                "incremental": FLAG,
+                "full_every": _NUMBER_OR_NULL,
+                "quiesce": TEXT_OR_NULL,
+            }
+        ),
         "retention": _KEPT,
         "selection": {**types.record(_SELECTION), "minProperties": 1, "maxProperties": 1},
         "copy_to": {
@@ -158,6 +166,8 @@ _RUN = exactly(
         "status": {"enum": ["waiting", "running", "ok", "skipped", "missed", "failed"]},
         "reason": TEXT_OR_NULL,
         "backup_id": types.UUID_OR_NULL,
+        # None: nobody asked for it, or nobody wrote to the volume.
+        "quiesced": {"type": ["boolean", "null"]},
         "started_at": TIME,
         "ended_at": TIME,
     }

@@ -48,6 +48,7 @@ def run(found: PolicyRun) -> dict[str, Any]:
         "reason": found.reason,
         # Only one that was begun is there.
         "backup_id": None if found.started_at is None else found.backup_id,
+        "quiesced": found.quiesced,
         "started_at": timestamp(found.started_at),
         "ended_at": timestamp(found.ended_at),
     }

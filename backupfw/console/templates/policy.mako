@@ -47,6 +47,7 @@ Next run ${shown.since(policy.next_run_at, now)}.
 , of ${policy.settings['backup']['full_every']} one full\
 % endif
 ${f", in store {policy.settings['backup']['store']}" if policy.settings['backup']['store'] else ''}\
+${f", frozen with {policy.settings['backup']['quiesce']}" if policy.settings['backup']['quiesce'] else ''}\
 % for one in policy.settings['copy_to']:
 <small>copy in ${one['store']}${f"; keeps {shown.kept(one['retention'])} there" if one.get('retention') else ''}</small>
 % endfor
@@ -100,6 +101,9 @@ search of new volumes
 % endif
 </th>
 <td>${shown.state(one.status)}
+% if one.quiesced:
+<small>quiesced</small>
+% endif
 % if one.reason:
 <small>${one.reason}</small>
 % endif

@@ -61,6 +61,15 @@ ${parts.same(f'PUT /v3/{project}/backup-policies/{policy.id}', form.written(want
 % elif field.kind == 'lines':
 <label>${field.label}
 <textarea name="${field.key}" rows="3" maxlength="4096"${' aria-invalid="true"' if problem else '' | n} aria-describedby="about-${field.key}">${given.get(field.key, '')}</textarea></label>
+% elif field.kind == 'choice':
+<% chosen = given.get(field.key, '') %>\
+<label>${field.label}
+<select name="${field.key}"${' aria-invalid="true"' if problem else '' | n} aria-describedby="about-${field.key}">
+<option value="">none</option>
+% for name in choices + ([chosen] if chosen and chosen not in choices else []):
+<option${' selected' if name == chosen else '' | n}>${name}</option>
+% endfor
+</select></label>
 % else:
 <label>${field.label}
 <input name="${field.key}" value="${given.get(field.key, '')}" maxlength="255"${' inputmode="numeric"' if field.kind == 'number' else '' | n}${' aria-invalid="true"' if problem else '' | n} aria-describedby="about-${field.key}"></label>

@@ -49,6 +49,7 @@ class PolicyBase(Page):
         own = RequestContext(project, req.context.user_id, request_id=req.context.request_id)
         names = {volume.id: volume.name for volume in self.site.overview.volumes(own, limit=_NAMED)}
         view = View("policy_form", policy=policy, form=policy_form, given=given, problems=problems)
+        view.update(choices=list(self.site.managers.policies.quiesce_commands))
         view.update(project=project, anywhere=policy is None and self.acts_anywhere(req), volumes=names)
         return view
 

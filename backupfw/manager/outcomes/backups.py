@@ -13,6 +13,7 @@ from backupfw.manager.outcomes.copying import CopyPlan, CopyTasks
 from backupfw.manager.outcomes.creating import CreatePlan, CreateTasks
 from backupfw.manager.outcomes.damaged_objects import DamagedObjects
 from backupfw.manager.outcomes.deleting import DeleteTasks, ReleasePlan
+from backupfw.manager.outcomes.freezing import FreezeTasks
 from backupfw.manager.outcomes.importing import ImportPlan, ImportTasks
 from backupfw.manager.outcomes.making import BaseManifest, CreateResult
 from backupfw.manager.outcomes.restoring import RestoredVolume, RestorePlan, RestoreTasks
@@ -51,6 +52,7 @@ class BackupTasks:
     def __init__(self, db: Database, conf: cfg.ConfigOpts) -> None:
         self._db = db
         self.creating = CreateTasks(db, conf)
+        self.freezing = FreezeTasks(db, conf)
         self.restoring = RestoreTasks(db, conf)
         self.importing = ImportTasks(db, conf)
         self.deleting = DeleteTasks(db, conf)

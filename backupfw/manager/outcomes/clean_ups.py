@@ -146,6 +146,8 @@ def _end(session: Session, deletions: DeleteTasks, task: Task) -> Left:
     elif task.kind in (tasks.BACKUP_DELETE, tasks.MANIFEST_RELEASE):
         manifest_id = deletions.give_up(session, task)
         return Left(task, manifest=None if manifest_id is None else _place(session, manifest_id))
+    elif task.kind == tasks.VOLUME_THAW:
+        return Left(task)
     elif task.kind == tasks.MANIFEST_SCRUB:
         # It leaves nothing behind; if its store is there after all, the next one begins anew.
         return Left(task)

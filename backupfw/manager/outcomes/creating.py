@@ -215,6 +215,8 @@ class CreateTasks(MakingTasks):
                 raise TaskLost(f"backup {backup.id} is not being created any more")
             if backup.is_incremental and (manifest.base_id is None or result.base_lost):
                 failures.warn(session, task, Detail.BECAME_FULL)
+            if backup.quiesced is False:
+                failures.warn(session, task, Detail.NOT_QUIESCED)
             volume_rules.end_backup(session, backup.volume_id, backup.snapshot_id)
             backup_rows.let_go(session, manifest.base_id, backup.project_id, task.request_id)
             # A task of an older release names none.

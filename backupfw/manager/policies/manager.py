@@ -37,7 +37,7 @@ PARTS = ("schedule", "backup", "retention", "selection", "copy_to")
 class PolicyManager:
     """The backup policies of all projects.  Thread-safe.
 
-    :param conf: has the group ``quota``, and the enabled stores.
+    :param conf: has the group ``quota``, the enabled stores, and the names of quiesce commands.
     :param backups: finds the volumes that policies name, those of foreign catalogues, too.
     """
 
@@ -45,6 +45,12 @@ class PolicyManager:
         self._db = db
         self._conf = conf
         self._backups = backups
+
+    @property
+    def quiesce_commands(self) -> Sequence[str]:
+        """The names of the commands that policies can choose."""
+        names: Sequence[str] = self._conf.quiesce_commands
+        return names
 
     def create(
         self,
@@ -311,6 +317,10 @@ class PolicyManager:
             for number, store in enumerate(found.copies):
                 if store not in self._conf.enabled_stores:
                     raise InvalidInput(f"copy_to[{number}].store: there is no store {store} that is enabled.")
+        names = self.quiesce_commands
+        if "backup" in changed and found.quiesce is not None and found.quiesce not in names:
+            known = f"there are {', '.join(names)}" if names else "this service has none"
+            raise InvalidInput(f"backup.quiesce: there are no commands {found.quiesce}; {known}.")
         if "selection" in changed:
             if not found.by_name and (names := self._backups.mirrors.unlisted()):
                 raise InvalidInput(

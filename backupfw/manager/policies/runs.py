@@ -83,6 +83,8 @@ MOST_KEPT = 50_000
 
 #: The rules that are asked at each run, too: an operator may have changed them since the policy was saved.
 _CREATE, _DELETE, _COPY = "backup:create", "backup:delete", "backup:copy"
+#: Why a backup of a worker that says nothing is not quiesced.
+NOT_FROZEN = "The volume was not frozen."
 _NO_ROOM = " The retention lets nothing go that would make room."
 _FORBIDDEN = "The service's rules do not allow a member of the project to {} backups ({})."
 
@@ -380,7 +382,7 @@ class PolicyRuns:
             incremental=incremental,
             force=True,
             metadata={POLICY_KEY: run.policy_id},
-            made_by=MadeBy(run.policy_id, run.backup_id, tuple(run.settings.copies)),
+            made_by=MadeBy(run.policy_id, run.backup_id, tuple(run.settings.copies), run.settings.quiesce),
         )
 
     def _make_room(self, run: Taken, context: RequestContext, missing: QuotaExceeded) -> bool:
@@ -739,7 +741,9 @@ def _try_again(run: models.PolicyRun, reason: str, moment: datetime) -> None:
 def _note_end(run: models.PolicyRun, backup: models.Backup | None, moment: datetime) -> None:
     """End a run whose backup is not being made any more."""
     if backup is not None and (backup.completed or backup.status == lifecycle.AVAILABLE):
-        _end(run, OK, None, moment)
+        run.quiesced = backup.quiesced
+        reason = f"Not quiesced: {backup.quiesce_reason or NOT_FROZEN}" if backup.quiesced is False else None
+        _end(run, OK, reason, moment)
     elif backup is None or backup.status != lifecycle.ERROR:
         _end(run, FAILED, "The backup was deleted before it was complete.", moment)
     elif run.reason is not None or backup.fail_reason == CANCELLED:

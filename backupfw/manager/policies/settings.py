@@ -33,6 +33,7 @@ class Settings:
     :ivar incremental: whether a backup shares with the one before it; the first one is full.
     :ivar full_every: of so many backups of a volume in a row, one is full; None: none need be.
     :ivar copies: the stores to which its backups are copied, and what is kept there.
+    :ivar quiesce: the name of the commands that freeze a volume while its point is taken; None: none do.
     :ivar volume_ids: the volumes, if the policy names them.
     :ivar metadata: the pairs that its volumes have; neither: all volumes of the project.
     """
@@ -44,6 +45,7 @@ class Settings:
     incremental: bool
     full_every: int | None
     copies: Mapping[str, Rules]
+    quiesce: str | None
     volume_ids: tuple[str, ...] | None
     metadata: Mapping[str, str] | None
 
@@ -78,7 +80,7 @@ def read(given: Mapping[str, Any]) -> Settings:
                     "completion_window": None,
                 },
             ),
-            ("backup", {"store": None, "incremental": True, "full_every": None}),
+            ("backup", {"store": None, "incremental": True, "full_every": None, "quiesce": None}),
             ("retention", _RETENTION),
         )
     )
@@ -116,6 +118,7 @@ def read(given: Mapping[str, Any]) -> Settings:
         incremental=how["incremental"],
         full_every=how["full_every"],
         copies=_copies(copy_to, how["store"]),
+        quiesce=how["quiesce"],
         volume_ids=None if ids is None else tuple(ids),
         metadata=which.get("metadata"),
     )

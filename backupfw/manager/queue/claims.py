@@ -123,19 +123,19 @@ class Limits:
         """The condition on a task's row that the limits allow one more such task.
 
         A scrub takes nobody's place, and needs none: there is one for each store, and it has a limit of its
-        own.
+        own.  Nor does the thawing of a volume, for which programs wait.
         """
         row = models.Task
         if not self.any():
             return row.id.is_not(None)
-        is_scrub = row.kind == requirements.MANIFEST_SCRUB
+        is_free = row.kind.in_(requirements.UNLIMITED)
         running = session.execute(
             select(row.project_id, row.store, func.count())
-            .where(row.state == RUNNING, row.owner.is_not(None), not_(is_scrub))
+            .where(row.state == RUNNING, row.owner.is_not(None), not_(is_free))
             .group_by(row.project_id, row.store)
         ).all()
         if self.total and sum(count for *_, count in running) >= self.total:
-            return is_scrub
+            return is_free
         projects: dict[str, int] = {}
         stores: dict[str, int] = {}
         for project, store, count in running:
@@ -145,7 +145,7 @@ class Limits:
         full_projects = [name for name, count in projects.items() if self.project and count >= self.project]
         full_stores = [name for name, limit in self.stores.items() if 0 < limit <= stores.get(name, 0)]
         return or_(
-            is_scrub,
+            is_free,
             and_(
                 row.project_id.not_in(full_projects), or_(row.store.is_(None), row.store.not_in(full_stores))
             ),
@@ -164,6 +164,8 @@ def first_in_line() -> ColumnElement[bool]:
 
 def _in_the_way_of(row: type[models.Task], older: type[models.Task]) -> tuple[ColumnElement[bool], ...]:
     return (
+        # Programs wait for it; and what it is in the way of may be what froze the volume.
+        row.kind != requirements.VOLUME_THAW,
         # But a volume is tidied by one worker at a time.
         or_(
             # Not by an IN, whose parameters would be put into the text at each execution.

@@ -23,8 +23,11 @@ WITHOUT_VOLUME = (
 VOLUME_TIDY = "volume.tidy"
 MANIFEST_SCRUB = "manifest.scrub"
 BACKUP_VERIFY = "backup.verify"
+VOLUME_THAW = "volume.thaw"
+#: The kinds of tasks that no limit of running tasks counts.
+UNLIMITED = (MANIFEST_SCRUB, VOLUME_THAW)
 #: The kinds of tasks that users do not see: they may be repeated for days.
-HIDDEN = ("manifest.release", VOLUME_TIDY, MANIFEST_SCRUB)
+HIDDEN = ("manifest.release", VOLUME_TIDY, MANIFEST_SCRUB, VOLUME_THAW)
 #: The kinds of tasks for which no other task waits: those, and what only reads data that stays as it is.
 IN_NOBODYS_WAY = (*HIDDEN, BACKUP_VERIFY)
 

@@ -51,6 +51,9 @@ MANIFEST_SCRUB = requirements.MANIFEST_SCRUB
 #: Verifies a backup in one of its places, because somebody asked for it.  Its resource is the manifest there,
 #: and its source the backup; nothing that is done to the backup waits for it.
 BACKUP_VERIFY = requirements.BACKUP_VERIFY
+#: Thaws a volume whose freezing a lost attempt may not have undone.  It waits neither for a slot nor for a
+#: limit of running tasks.
+VOLUME_THAW = requirements.VOLUME_THAW
 
 KINDS = frozenset(
     {
@@ -68,6 +71,7 @@ KINDS = frozenset(
         VOLUME_TIDY,
         MANIFEST_SCRUB,
         BACKUP_VERIFY,
+        VOLUME_THAW,
     }
 )
 #: What the slots of a worker are for.

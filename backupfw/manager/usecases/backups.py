@@ -72,11 +72,13 @@ class MadeBy:
 
     :ivar backup_id: the backup's id: to begin it twice makes one backup.
     :ivar copies: the stores to which the policy wants it copied, besides those of its placement rule.
+    :ivar quiesce: the name of the commands that freeze the volume while its point is taken; None: none do.
     """
 
     policy_id: str
     backup_id: str
     copies: Sequence[str] = ()
+    quiesce: str | None = None
 
 
 class BackupManager(UseCases):
@@ -147,6 +149,7 @@ class BackupManager(UseCases):
         self.mirrors.look(ctx, volume_id, snapshot_id)
         # The id is chosen outside the transaction: if that is repeated after a lost answer, it finds its row.
         backup_id = str(uuid.uuid4()) if made_by is None else made_by.backup_id
+        quiesce = None if made_by is None else made_by.quiesce
 
         def work(session: Session) -> rows.Backup:
             source = volume_rules.begin_backup(session, volume_id, ctx, force=force, snapshot_id=snapshot_id)
@@ -186,6 +189,8 @@ class BackupManager(UseCases):
                 display_description=description,
                 data_timestamp=moment if snapshot is None else snapshot.created_at,
                 policy_id=None if made_by is None else made_by.policy_id,
+                # Until its worker says more; one of an older release does not.
+                quiesced=None if quiesce is None else False,
                 created_at=moment,
                 updated_at=moment,
             )
@@ -204,6 +209,7 @@ class BackupManager(UseCases):
                 zone=availability_zone or None,
                 encrypt=encrypt,
                 copies=self._placer.copies(where.store, subject, wanted),
+                **({} if quiesce is None else {"quiesce": quiesce}),
             )
             actions.record(session, ctx, Kind.BACKUP_CREATE, row, "incremental" if parent else "full")
             return rows.new_backup(row, metadata or {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from backupfw.errors import BackupfwError
 from backupfw.testing.suite.adoption import forgotten, require_bytes
 from backupfw.testing.volume.disk import Disk
 from backupfw.volume.base import Needed, VolumeProvider, VolumeRef
+from backupfw.volume.taking import taken_in
 
 #: Functions that may be missing if the author declares the reason, in :attr:`Adoption.declared`; ``create``
 #: and ``extend`` are the provider's own.
@@ -207,6 +209,24 @@ class Subject:
         """Write as a machine that uses the volume."""
         self.suite.raw_write(self.server, self.ref, offset, data)
         self.disk.write(offset, data)
+
+    @contextmanager
+    def frozen(self) -> Iterator[list[Disk]]:
+        """Within the block, write just before each point is taken, and just after it.
+
+        :returns: yields the bytes that the volume had in between, of each such moment.
+        """
+        states: list[Disk] = []
+
+        @contextmanager
+        def around() -> Iterator[None]:
+            self.write(0, f"frozen {len(states)}".encode())
+            states.append(self.disk.copy())
+            yield
+            self.write(0, b"thawed")
+
+        with taken_in(around):
+            yield states
 
     def discard(self, offset: int, length: int) -> None:
         """Discard as a machine that uses the volume."""

@@ -145,6 +145,19 @@ class MakingTests(Adoption):
                 volume.provider.delete_snapshot(snapshot)
         assert set(self.raw_names(server)) == before
 
+    def test_v13_programs_wait_while_an_atomic_snapshot_is_taken(self, volume: Subject) -> None:
+        _require_snapshots(volume.provider)
+        was, snapshot = volume.disk.copy(), SnapshotRef(new_id(), volume.ref, self.length)
+        with volume.frozen() as states:
+            made = replace(snapshot, location=volume.provider.create_snapshot(snapshot, True))
+            # Nobody waits where it is a copy.
+            assert len(states) <= 1
+            with volume.provider.open_point(made, new_id()) as point:
+                check_point(point, states[0] if states else was)
+            assert volume.provider.create_snapshot(snapshot, True) == made.location
+            assert len(states) <= 1
+        volume.provider.delete_snapshot(made)
+
     def test_v13_made_twice_is_made_once(self, server: Any, volume: Subject) -> None:
         _require_snapshots(volume.provider)
         with _snapshot(volume, False) as (snapshot, was):

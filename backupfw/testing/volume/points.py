@@ -10,7 +10,7 @@ from backupfw.errors import SourceMoved
 from backupfw.testing.volume.adoption import REFUSALS, Adoption, Subject, new_id
 from backupfw.testing.volume.checking import check_point, check_range
 from backupfw.testing.volume.writer import Writer
-from backupfw.volume.base import VolumeProvider
+from backupfw.volume.base import Needed, VolumeProvider
 
 
 class PointTests(Adoption):
@@ -98,6 +98,18 @@ class PointTests(Adoption):
                     assert before <= moment
                     writer.go_on()
                     assert writer.moment(point) == moment
+
+    def test_v3_programs_wait_while_a_live_point_is_taken(self, volume: Subject) -> None:
+        _require_live(volume.provider)
+        point_id = new_id()
+        with volume.frozen() as states:
+            # Once: the second call goes on with what the first has taken.
+            for _ in range(2):
+                point = volume.provider.open_point(volume.ref, point_id)
+                assert len(states) == 1
+                check_point(point, states[0])
+                point.close(keep=True)
+        volume.provider.keep_points(volume.ref, Needed)
 
     def test_v3_a_point_that_moves_is_noticed(self, volume: Subject) -> None:
         with volume.provider.open_point(volume.ref, new_id()) as point:

@@ -53,6 +53,7 @@ from backupfw.volume.local.qemu import ImageServer, Locked
 from backupfw.volume.local.still_copy import Stamp, still_copy
 from backupfw.volume.local.storage_id import RAW, StorageId
 from backupfw.volume.local.target import LocalTarget
+from backupfw.volume.taking import is_awaited, taking_point
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -209,6 +210,10 @@ class LocalProvider(VolumeProvider):
             for directory in self._directories:
                 with contextlib.suppress(_CannotClone), files.new_file(directory, name) as fd:
                     _clone(fd, opened, snapshot.length)
+                    if is_awaited():
+                        # This file system can, so now for good: nobody waits where it cannot.
+                        with taking_point():
+                            _clone(fd, opened, snapshot.length)
                     os.fchmod(fd, 0o400)
                     tick()
                     return self._location(directory, name)

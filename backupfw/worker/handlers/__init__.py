@@ -18,6 +18,7 @@ from backupfw.worker.handlers.volumes import (
     VolumeCreate,
     VolumeDelete,
     VolumeExtend,
+    VolumeThaw,
     VolumeTidy,
 )
 
@@ -38,6 +39,7 @@ _HANDLERS: Mapping[str, type[Handler]] = {
     tasks.VOLUME_TIDY: VolumeTidy,
     tasks.MANIFEST_SCRUB: ManifestScrub,
     tasks.BACKUP_VERIFY: BackupVerify,
+    tasks.VOLUME_THAW: VolumeThaw,
 }
 assert frozenset(_HANDLERS) == tasks.KINDS
 

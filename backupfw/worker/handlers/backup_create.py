@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -37,6 +37,7 @@ from backupfw.worker.control import TaskControl
 from backupfw.worker.copies import Copies
 from backupfw.worker.handlers.base import Tools, snapshot_ref, volume_ref
 from backupfw.worker.handlers.making import Making, TaskJournal, lock_plan, lock_until, record_of
+from backupfw.worker.quiescing import Quiescing
 
 LOG = log.getLogger(__name__)
 
@@ -181,14 +182,28 @@ class BackupCreate(Making):
         provider = self._tools.backends.provider(plan.volume.backend)
         if provider.keeps_points and not plan.volume.keeps_points:
             self._tools.backups.creating.will_keep_points(task)
-        if plan.snapshot is not None:
-            ref = snapshot_ref(plan.snapshot, plan.volume)
-        elif self._needs_temp_snapshot(plan):
-            ref = self._temp_snapshot(task, plan, control)
-        else:
-            ref = volume_ref(plan.volume)
-        with opened(partial(_kept, provider, ref, task.resource_id, control), control) as point:
+        with ExitStack() as stack:
+            with self._quiescing(task, plan, control):
+                if plan.snapshot is not None:
+                    ref = snapshot_ref(plan.snapshot, plan.volume)
+                elif self._needs_temp_snapshot(plan):
+                    ref = self._temp_snapshot(task, plan, control)
+                else:
+                    ref = volume_ref(plan.volume)
+                lent = opened(partial(_kept, provider, ref, task.resource_id, control), control)
+                point = stack.enter_context(lent)
             yield point
+
+    def _quiescing(
+        self, task: Task, plan: CreatePlan, control: TaskControl
+    ) -> AbstractContextManager[object]:
+        """Return what freezes the volume while a point is taken, if that was asked for."""
+        tools, name = self._tools, task.payload.get("quiesce")
+        if name is None:
+            return nullcontext()
+        found, freezing = tools.quiesce.get(name), tools.backups.freezing
+        writes = plan.in_use or tools.backends.provider(plan.volume.backend).capabilities.live
+        return Quiescing(freezing, task, plan.volume, control, found, name).around(writes=writes)
 
     def _temp_snapshot(self, task: Task, plan: CreatePlan, control: TaskControl) -> SnapshotRef:
         """Return the temporary snapshot of a volume in use: an earlier attempt's, or a new one."""

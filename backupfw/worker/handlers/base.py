@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any, ClassVar, Protocol
 
 from backupfw import naming
+from backupfw.conf.quiesce import QuiesceCommands
 from backupfw.engine.ports import BackupResult
 from backupfw.manager import rows
 from backupfw.manager.messages import Detail
@@ -82,6 +83,7 @@ class Tools:
     :ivar queue_scrubs: called now and then: queues what is to be scrubbed in the stores of this worker.
     :ivar record_usage: called now and then: records what stores hold, once an hour.
     :ivar meter: counts what is done.
+    :ivar quiesce: commands that freeze and thaw volumes, by the names that users know.
     :ivar outbox: the event outbox; None: no events are sent.
     :ivar reach: what this worker can serve; None: everything.
     """
@@ -101,6 +103,7 @@ class Tools:
     reach: Reach | None = None
     meter: Meter = field(default_factory=NullMeter)
     outbox: Outbox | None = None
+    quiesce: Mapping[str, QuiesceCommands] = field(default_factory=dict)
 
 
 class Handler(abc.ABC):

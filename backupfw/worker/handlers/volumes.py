@@ -14,6 +14,7 @@ from backupfw.volume.base import Needed, SnapshotRef, VolumeRef
 from backupfw.worker.cancellable import PROVIDER_GRACE, run_cancellable
 from backupfw.worker.control import TaskControl
 from backupfw.worker.handlers.base import Handler, snapshot_ref, volume_ref
+from backupfw.worker.quiescing import ThawFailed, thaw
 
 Result = TypeVar("Result")
 
@@ -81,6 +82,26 @@ class VolumeTidy(_VolumeHandler):
         keep_points = tools.backends.provider(volume.backend).keep_points
         self._call(partial(keep_points, volume_ref(volume), needed), control)
         tools.volumes.finish_tidy(task)
+
+
+class VolumeThaw(Handler):
+    """Thaws a volume that a lost attempt may have left frozen."""
+
+    # The log has the command's words.
+    refusals = (ThawFailed,)
+
+    def run(self, task: Task, control: TaskControl) -> None:
+        """See :meth:`Handler.run`."""
+        control.check()
+        freezing = self._tools.backups.freezing
+        volume, name = freezing.start(task), str(task.payload["quiesce"])
+        if volume is not None:
+            thaw(self._tools.quiesce.get(name), name, volume, control)
+        freezing.finish(task)
+
+    def failed(self, task: Task, reason: str) -> None:
+        """See :meth:`Handler.failed`."""
+        self._tools.backups.freezing.fail(task, reason)
 
 
 class VolumeExtend(_VolumeHandler):

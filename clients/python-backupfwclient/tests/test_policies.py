@@ -95,6 +95,19 @@ class TestPolicies:
         assert seen(cloud) == []
         assert policy("list", "-f", "json").json == []
 
+    def test_the_commands_that_freeze(self, cloud: Cloud, policy: Any) -> None:
+        words = ("--cron", "@daily", "--all-volumes", "--quiesce")
+        assert "there are guest-agent, database." in policy("create", "p", *words, "rm", status=1).err
+        policy("create", "p", *words, "guest-agent")
+        (there,) = seen(cloud)
+        assert there["backup"]["quiesce"] == "guest-agent"
+        policy("set", "p", "--full-every", "3")
+        (there,) = seen(cloud)
+        assert (there["backup"]["quiesce"], there["backup"]["full_every"]) == ("guest-agent", 3)
+        policy("set", "p", "--no-quiesce")
+        (there,) = seen(cloud)
+        assert (there["backup"]["quiesce"], there["backup"]["full_every"]) == (None, 3)
+
     def test_runs_and_preview(self, cloud: Cloud, policy: Any) -> None:
         volume = cloud.volume(metadata={"keep": "me"})
         cloud.volume()

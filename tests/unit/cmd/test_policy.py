@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,6 +46,30 @@ def test_a_policy_from_its_beginning_to_its_end(run: Run) -> None:
     assert json.loads(run("policy", "list", "-f", "json").out) == []
     gone = run("policy", "show", policy)
     assert (gone.status, gone.err) == (1, f"backupfw: Backup policy {policy} could not be found.\n")
+
+
+def test_volumes_are_frozen_by_what_the_operator_has(run: Run, tmp_path: Path) -> None:
+    conf = tmp_path / "quiesce.conf"
+    conf.write_text(
+        "[DEFAULT]\nquiesce_commands = agent\n"
+        "[quiesce:agent]\nfreeze = /bin/true {volume_id}\nthaw = /bin/true\n"
+    )
+    run("db", "sync")
+    create = ("policy", "create", "--project", "p", "--cron", "@daily", "--all")
+    wrong = run(*create, "--quiesce", "agent")
+    assert wrong.status == 1
+    assert wrong.err == "backupfw: backup.quiesce: there are no commands agent; this service has none.\n"
+    policy = run(*create, "--quiesce", "agent", "--config-file", str(conf)).out.strip()
+
+    def how() -> Any:
+        return json.loads(run("policy", "show", policy, "-f", "json").out)["backup"]
+
+    assert how()["quiesce"] == "agent"
+    assert run("policy", "set", policy, "--full-every", "3", "--config-file", str(conf)).status == 0
+    assert (how()["quiesce"], how()["full_every"]) == ("agent", 3)
+    assert run("policy", "set", policy, "--no-quiesce").status == 0
+    assert (how()["quiesce"], how()["full_every"]) == (None, 3)
+    assert run(*create, "--quiesce", "agent", "--no-quiesce").status == 2
 
 
 def test_volumes_by_metadata_and_all(run: Run) -> None:

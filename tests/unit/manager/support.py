@@ -71,6 +71,7 @@ def make_conf(**changes: Any) -> Conf:
         enabled_stores=["main", "offsite"],
         placement_rules=[],
         host="host",
+        quiesce_commands=["agent"],
         volumes=SimpleNamespace(enabled=["local", "fast"], default=None),
         **{
             f"store:{name}": SimpleNamespace(

@@ -22,6 +22,7 @@ import pytest
 import conformance_of_template as template
 from backupfw.errors import *
 from backupfw.volume.base import *
+from backupfw.volume.taking import taking_point
 from backupfw_template_volume import provider as its
 from backupfw_template_volume.array import Missing, Refused
 from backupfw_template_volume.point import TemplatePoint
@@ -99,7 +100,32 @@ BROKEN: dict[str, tuple[str, set[str]]] = {
             query = {"offset": offset, "length": len(buffer)}
             buffer[:] = self._array.call("GET", self._name, "bytes", query)
 """,
-        {"test_v3_a_live_point_does_not_move", "test_v3_a_live_point_is_one_moment"},
+        {
+            "test_v3_programs_wait_while_a_live_point_is_taken",
+            "test_v3_a_live_point_does_not_move",
+            "test_v3_a_live_point_is_one_moment",
+        },
+    ),
+    "programs that wait for a point that was taken before": (
+        """
+    class Broken(Provider):
+        def _take(self, disk, name, snapshot):
+            self._array.call("PUT", f"{name}@{snapshot}")
+            with taking_point():
+                pass
+""",
+        {
+            "test_v3_programs_wait_while_a_live_point_is_taken",
+            "test_v13_programs_wait_while_an_atomic_snapshot_is_taken",
+        },
+    ),
+    "programs that wait for no point": (
+        """
+    class Broken(Provider):
+        def _take(self, disk, name, snapshot):
+            self._array.call("PUT", f"{name}@{snapshot}")
+""",
+        {"test_v3_programs_wait_while_a_live_point_is_taken"},
     ),
     "one identity for all states": (
         """
@@ -338,7 +364,11 @@ BROKEN: dict[str, tuple[str, set[str]]] = {
                 self._remove(ref.location, its.POINT + point_id)
             return super().open_point(ref, point_id, tick)
 """,
-        {"test_v8_the_same_id_is_the_same_point", "test_v3_the_same_state_has_the_same_identity"},
+        {
+            "test_v3_programs_wait_while_a_live_point_is_taken",
+            "test_v8_the_same_id_is_the_same_point",
+            "test_v3_the_same_state_has_the_same_identity",
+        },
     ),
     "names without ids": (
         """
@@ -529,7 +559,7 @@ BROKEN: dict[str, tuple[str, set[str]]] = {
             self.delete_snapshot(snapshot)
             return super().create_snapshot(snapshot, in_use, tick)
 """,
-        {"test_v13_made_twice_is_made_once"},
+        {"test_v13_programs_wait_while_an_atomic_snapshot_is_taken", "test_v13_made_twice_is_made_once"},
     ),
     "snapshots are views": (
         """
@@ -541,6 +571,7 @@ BROKEN: dict[str, tuple[str, set[str]]] = {
             return point
 """,
         {
+            "test_v13_programs_wait_while_an_atomic_snapshot_is_taken",
             "test_v13_a_snapshot_never_changes[False]",
             "test_v13_a_snapshot_never_changes[True]",
             "test_v13_a_snapshot_of_a_volume_in_use_is_one_moment",

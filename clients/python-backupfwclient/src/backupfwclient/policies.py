@@ -28,6 +28,11 @@ _OPTIONS: dict[str, dict[str, tuple[str, Any, str]]] = {
     "backup": {
         "store": ("--store", str, "Store that gets the backups"),
         "full_every": ("--full-every", int, "Of so many backups in a row, one is full"),
+        "quiesce": (
+            "--quiesce",
+            str,
+            "Name of the commands that freeze volumes while their points are taken",
+        ),
     },
     "retention": {
         **{
@@ -161,6 +166,9 @@ def _add_options(parser: argparse.ArgumentParser, needed: bool) -> None:
         "--no-copies", action="store_const", const=[], dest="copy_to", help="Copy the backups nowhere"
     )
     parser.add_argument(
+        "--no-quiesce", action="store_true", help="Do not freeze volumes while their points are taken"
+    )
+    parser.add_argument(
         "--max-concurrent", metavar="<number>", type=int, help="How many of its backups are made at once"
     )
 
@@ -175,6 +183,8 @@ def _wanted(service: Service, args: argparse.Namespace, now: dict[str, Any]) -> 
         changes = {name: getattr(args, name) for name in options if getattr(args, name) is not None}
         if part == "backup" and args.incremental is not None:
             changes["incremental"] = args.incremental
+        if part == "backup" and args.no_quiesce:
+            changes["quiesce"] = None
         if changes:
             body[part] = {**now.get(part, {}), **changes}
     if args.volumes:

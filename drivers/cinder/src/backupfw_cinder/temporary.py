@@ -14,6 +14,7 @@ from urllib.parse import quote
 from oslo_log import log
 
 from backupfw.volume.base import SnapshotRef, Tick, VolumeRef
+from backupfw.volume.taking import taking_point
 from backupfw_cinder.client import Client, Refused, unavailable
 from backupfw_cinder.volumes import ATTACHED, Volumes
 
@@ -86,7 +87,10 @@ class Temporary:
         if found is None:
             # Of a volume in use, too: by this version of the API it needs no force.
             wanted = {"volume_id": volume_id, "name": _NAME + point_id, "metadata": {OF_KEY: volume_id}}
-            found = self._made("snapshots", {"snapshot": wanted}, volume_id, tick)
+            # The service says when it has begun, but not when between that and its end the moment is.
+            with taking_point():
+                found = self._made("snapshots", {"snapshot": wanted}, volume_id, tick)
+                return str(self._finished("snapshots", found["id"], volume_id, _PATIENCE, tick)["id"])
         return str(self._finished("snapshots", found["id"], volume_id, _PATIENCE, tick)["id"])
 
     def _named(self, kind: str, volume_id: str, point_id: str) -> dict[str, Any] | None:

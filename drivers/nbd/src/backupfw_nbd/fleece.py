@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backupfw.errors import ConfigError, SourceUnreadable
+from backupfw.volume.taking import taking_point
 from backupfw_nbd.qmp import Monitor, QmpError
 
 PREFIX = "backupfw-"
@@ -152,13 +153,17 @@ class Fleece:
                 "persistent": disk.lasting,
             }
             job = {"job-id": names.long, "device": node, "target": names.node, "sync": "none"}
-            self._qmp.transaction(
-                [
-                    ("block-dirty-bitmap-add", new),
-                    *(("block-dirty-bitmap-disable", {"node": node, "name": name}) for name in disk.bitmaps),
-                    ("blockdev-backup", job),
-                ]
-            )
+            with taking_point():
+                self._qmp.transaction(
+                    [
+                        ("block-dirty-bitmap-add", new),
+                        *(
+                            ("block-dirty-bitmap-disable", {"node": node, "name": name})
+                            for name in disk.bitmaps
+                        ),
+                        ("blockdev-backup", job),
+                    ]
+                )
             self._export(names, sorted(disk.bitmaps))
         except QmpError as error:
             self.end()

@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 
 from backupfw.errors import InvalidInput, InvalidVolume, SourceMoved, StorageChanged
 from backupfw.volume.base import BlockTarget, Needed, Point, SnapshotRef, Storage, VolumeRef
+from backupfw.volume.taking import taking_point
 from backupfw_rbd import changes
 from backupfw_rbd.cluster import (
     Connection,
@@ -176,7 +177,8 @@ class Images:
                 opened as image,
                 translated(f"taking a snapshot of {place}"),
             ):
-                image.create_snap(point_name(point_id, volume.id))
+                with taking_point():
+                    image.create_snap(point_name(point_id, volume.id))
                 name = first(image)
         if name is None:
             raise SourceMoved("The new snapshot was removed.")

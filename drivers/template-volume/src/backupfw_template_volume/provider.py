@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, suppress
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from backupfw.errors import InvalidInput, InvalidVolume, StorageChanged, TargetError
@@ -20,6 +20,7 @@ from backupfw.volume.base import (
     VolumeRef,
     no_tick,
 )
+from backupfw.volume.taking import taking_point
 from backupfw_template_volume import options
 from backupfw_template_volume.array import Array, Missing, Refused
 from backupfw_template_volume.point import TemplatePoint
@@ -123,10 +124,8 @@ class TemplateProvider(VolumeProvider):
     def create_snapshot(self, snapshot: SnapshotRef, in_use: bool, tick: Tick = no_tick) -> str:  # noqa: ARG002
         """Let the array take a snapshot, which is atomic, or find it taken."""
         tick()
-        self._found(snapshot.volume)
-        name = f"{_disk(snapshot.volume)}@{SNAPSHOT}{snapshot.id}"
-        self._array.call("PUT", name)
-        return name
+        self._take(self._found(snapshot.volume), _disk(snapshot.volume), SNAPSHOT + snapshot.id)
+        return f"{_disk(snapshot.volume)}@{SNAPSHOT}{snapshot.id}"
 
     def delete_snapshot(self, snapshot: SnapshotRef) -> None:
         """Delete the snapshot."""
@@ -141,7 +140,7 @@ class TemplateProvider(VolumeProvider):
         if isinstance(ref, SnapshotRef):
             return TemplatePoint(self._array, disk, name, SNAPSHOT + ref.id, POINT, None)
         snapshot = POINT + point_id
-        self._array.call("PUT", f"{name}@{snapshot}")
+        self._take(disk, name, snapshot)
 
         def remove() -> None:
             self._remove(name, snapshot)
@@ -178,6 +177,11 @@ class TemplateProvider(VolumeProvider):
         return closing(TemplateTarget(self._array, disk, name, writer, reads_zero=empty))
 
     # ---- helpers ---------------------------------------------------------------------------------
+
+    def _take(self, disk: Any, name: str, snapshot: str) -> None:
+        """Let the array take a snapshot; programs may be told to wait while it takes a new one."""
+        with nullcontext() if snapshot in disk["snapshots"] else taking_point():
+            self._array.call("PUT", f"{name}@{snapshot}")
 
     def _found(self, ref: VolumeRef | SnapshotRef) -> Any:
         """Return the array's description of a reference's disk.

@@ -102,6 +102,60 @@ def test_one_of_so_many_is_full(world: PolicyWorld) -> None:
     assert full[:7] == [True, False, False, True, False, False, True]
 
 
+@pytest.mark.parametrize(
+    ("found", "why", "reason"),
+    [
+        (True, None, None),
+        (None, None, None),
+        (False, "The freezing failed.", "Not quiesced: The freezing failed."),
+        # Its worker is of an older release.
+        (False, None, "Not quiesced: The volume was not frozen."),
+    ],
+)
+def test_a_run_says_whether_its_volume_was_frozen(
+    world: PolicyWorld, found: bool | None, why: str | None, reason: str | None
+) -> None:
+    world.volume()
+    policy = world.policy(backup={"quiesce": "agent"})
+    world.policies.run(world.ctx(), policy)
+    world.step()
+    (task,) = world.rows(models.Task)
+    assert task.payload["quiesce"] == "agent"
+    (made,) = world.backups_of(policy)
+    assert (made.quiesced, made.quiesce_reason) == (False, None)
+    with world.db.write() as session:
+        row = session.get_one(models.Backup, made.id)
+        row.quiesced, row.quiesce_reason = found, why
+    world.make()
+    world.step()
+    run = world.run(policy)
+    assert (run.status, run.quiesced, run.reason) == ("ok", found, reason)
+    shown = world.policies.runs(world.ctx(), policy).items[0]
+    assert shown.quiesced is found
+
+
+def test_a_policy_of_before_freezes_nothing(world: PolicyWorld) -> None:
+    world.volume()
+    policy = world.policy()
+    with world.db.write() as session:
+        row = session.get_one(models.BackupPolicy, policy)
+        how = {name: value for name, value in row.settings["backup"].items() if name != "quiesce"}
+        row.settings = {**row.settings, "backup": how}
+    assert world.policies.get(world.ctx(), policy).settings["backup"]["quiesce"] is None
+    world.policies.run(world.ctx(), policy)
+    world.night()
+    run = world.run(policy)
+    assert (run.status, run.quiesced, run.reason) == ("ok", None, None)
+
+
+def test_commands_that_are_gone_keep_nobody_from_changing_a_policy(world: PolicyWorld) -> None:
+    policy = world.policy(backup={"quiesce": "agent"})
+    world.conf.quiesce_commands = []
+    world.policies.update(world.ctx(), policy, settings={"retention": {"last": 2}})
+    with pytest.raises(InvalidInput, match="there are no commands agent; this service has none"):
+        world.policies.update(world.ctx(), policy, settings={"backup": {"quiesce": "agent"}})
+
+
 def test_a_volume_in_use_is_backed_up(world: PolicyWorld) -> None:
     world.volume(status="in-use")
     policy = world.policy()
