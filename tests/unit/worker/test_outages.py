@@ -18,8 +18,9 @@ from backupfw.manager.policies.runs import PolicyRuns
 from backupfw.outages import Outages, Turns
 from backupfw.worker.control import boot_time
 from backupfw.worker.policies import PolicyLoop
-from tests.unit.worker.test_leases import Keeper, task, until
+from tests.unit.worker.test_leases import Keeper, task
 from tests.unit.worker.world import WorkerWorld
+from tests.waiting import wait_until
 
 
 def away() -> DBConnectionError:
@@ -162,7 +163,7 @@ def test_a_step_of_policies_that_failed_is_done_again_though_nothing_is_due(
     runs = RunsOfAnother()
     loop = PolicyLoop(cast(PolicyRuns, runs), 0.01, Outages())
     loop.start()
-    until(lambda: len(lines(caplog)) > 1)
+    wait_until("a line of the log", lambda: len(lines(caplog)) > 1)
     loop.stop()
     loop.join()
     assert_two_lines(caplog)
@@ -177,9 +178,9 @@ def test_leases_that_cannot_be_renewed_have_two_lines(caplog: pytest.LogCaptureF
     answer, keeper.answer = keeper.answer, fail
     keeper.hold(task(1), boot_time() + 3600)
     keeper.start()
-    until(lambda: len(keeper.asked) > 10)
+    wait_until("ten renewals", lambda: len(keeper.asked) > 10)
     keeper.answer = answer
-    until(lambda: len(lines(caplog)) > 1)
+    wait_until("a line of the log", lambda: len(lines(caplog)) > 1)
     keeper.close()
     assert_two_lines(caplog)
 
