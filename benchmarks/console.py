@@ -30,7 +30,7 @@ _VOLUMES = f"""
 INSERT INTO volumes (id, project_id, status, size, length, display_name, bootable, backend, adopted,
     keeps_points, touched, created_at, deleted)
 {_NUMBERS}
-SELECT printf('00000000-0000-4000-8000-%012d', n), 'project-' || n % 10, 'available', 10, 10737418240,
+SELECT printf('00000000-0000-4000-8000-%012d', n), 'project-' || (n % 10), 'available', 10, 10737418240,
     'volume ' || n, 0, 'local', 0, 0, 0, datetime('now', '-200 days') || '.000000', 0 FROM numbers
 """
 _MANIFESTS = f"""
@@ -50,10 +50,10 @@ INSERT INTO backups (id, project_id, volume_id, container, store, parent_id, is_
     progress_total, data_timestamp, fully_verified_at, verified_at, verified_how, verified_result,
     manifest_id, touched, created_at, deleted)
 {_NUMBERS}
-SELECT printf('10000000-0000-4000-8000-%012d', n), 'project-' || (n / {CHAIN}) % 10,
+SELECT printf('10000000-0000-4000-8000-%012d', n), 'project-' || ((n / {CHAIN}) % 10),
     printf('00000000-0000-4000-8000-%012d', n / {CHAIN}), 'c', 'main',
     printf('10000000-0000-4000-8000-%012d', n - 1), n % {CHAIN} > 0, 1, iif(n % 50 = 1, 'error', 'available'),
-    10, 10737418240, 'nightly ' || n % {CHAIN}, 5, 100000000, 5000000000, 0, 0, moment, moment, moment,
+    10, 10737418240, 'nightly ' || (n % {CHAIN}), 5, 100000000, 5000000000, 0, 0, moment, moment, moment,
     'full', 'ok', printf('20000000-0000-4000-8000-%012d', n), 0, moment, 0
 FROM (SELECT n, datetime('now', '-' || ({CHAIN} - n % {CHAIN}) || ' days') || '.000000' AS moment
       FROM numbers)
@@ -101,8 +101,8 @@ WHERE volume_id = '00000000-0000-4000-8000-000000000000'
 _ACTIONS = f"""
 INSERT INTO actions (kind, project_id, user_id, resource_id, resource_name, volume_id, request_id, created_at)
 {_NUMBERS}
-SELECT iif(n % 2, 'backup.create', 'backup.delete'), 'project-' || n % 10, 'alice',
-    printf('10000000-0000-4000-8000-%012d', n), 'nightly ' || n % {CHAIN},
+SELECT iif(n % 2, 'backup.create', 'backup.delete'), 'project-' || (n % 10), 'alice',
+    printf('10000000-0000-4000-8000-%012d', n), 'nightly ' || (n % {CHAIN}),
     printf('00000000-0000-4000-8000-%012d', n / {CHAIN}), 'req-' || n, datetime('now') || '.000000'
 FROM numbers
 """
