@@ -6,8 +6,10 @@ It also makes the pictures of the documentation, if ``BACKUPFW_PICTURES`` names 
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +67,8 @@ class Desk:
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     """A service with two volumes, and a browser."""
-    service = Service(
-        tmp_path_factory.mktemp("console") / "state", {"backup": {"poll_seconds": "0.2"}}
-    ).start()
+    options = {"backup": {"poll_seconds": "0.2"}, "store:main": {"price_per_gib_month": "0.02"}}
+    service = Service(tmp_path_factory.mktemp("console") / "state", options).start()
     try:
         with browsers.browser() as browser:
             yield Desk(service, browser)
@@ -148,7 +149,7 @@ def test_everybody_can_use_every_page(desk: Desk, volumes: dict[str, str], schem
         for name in (*PAGES, "messages/done", "policies/new", f"volumes/{volumes['mail']}"):
             page.goto(f"{desk.base}/{name}")
             assert _violations(page) == [], name
-            if scheme == "light" and name in ("health", "volumes", "stores"):
+            if scheme == "light" and name in ("health", "volumes"):
                 desk.picture(page, name)
             elif (name, scheme) == ("messages/done", "dark"):
                 desk.picture(page, "messages")
@@ -156,6 +157,32 @@ def test_everybody_can_use_every_page(desk: Desk, volumes: dict[str, str], schem
             page.get_by_role("link", name=link).first.click()
             assert _violations(page) == [], link
             page.go_back()
+
+
+def test_a_month_of_a_store_is_drawn(desk: Desk) -> None:
+    """A month that others have recorded in the place of the service."""
+    now = datetime.now(UTC)
+    rows = [
+        (project, f"{then:%Y-%m-%d}", part, size >> 22, size, f"{then:%Y-%m-%d %H:%M:%S.%f}")
+        for ago in range(31)
+        for then in [now - timedelta(days=ago)]
+        for project, part in (("", 42), ("demo", 21), ("shop", 14), ("mail", 7))
+        for size in [(190 - 5 * ago + 15 * (6 - ago % 7)) * part << 25]
+    ]
+    with sqlite3.connect(desk.service.state / "backupfw.sqlite", timeout=PATIENCE) as database:
+        database.executemany(
+            "INSERT OR REPLACE INTO store_usage"
+            " (store, project_id, day, backups, objects, bytes, recorded_at)"
+            " VALUES ('main', ?, ?, ?, ?, ?, ?)",
+            rows,
+        )
+    database.close()
+    with desk.page(bypass_csp=True) as page:
+        page.goto(f"{desk.base}/stores")
+        assert page.get_by_role("img", name="Bytes in main from").is_visible()
+        assert page.get_by_role("rowheader", name="shop").is_visible()
+        assert _violations(page) == []
+        desk.picture(page, "stores")
 
 
 def test_a_policy_is_made_and_edited(desk: Desk, volumes: dict[str, str]) -> None:
