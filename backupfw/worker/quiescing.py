@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from oslo_log import log
@@ -119,8 +119,8 @@ class Quiescing:
             self._freezing.refuse(self._task, _UNKNOWN.format(self._name))
             yield
             return
-        thaw_id = self._begin(found)
-        if thaw_id is None:
+        thaw_ids = self._begin(found)
+        if thaw_ids is None:
             self._freezing.refuse(self._task, _BUSY)
             yield
             return
@@ -141,24 +141,24 @@ class Quiescing:
             crash_points.reach("quiesce.thawed")
             if frozen.late and reason is None:
                 reason = _LATE.format(found.frozen_seconds)
-            self._end(thaw_id, reason, frozen)
+            self._end(thaw_ids, reason, frozen)
 
-    def _begin(self, found: QuiesceCommands) -> int | None:
+    def _begin(self, found: QuiesceCommands) -> Sequence[int] | None:
         """Let another worker thaw the volume if this one does not; None: one does so now, for too long."""
         due = found.timeout + found.frozen_seconds + _RESERVE
         give_up = boot_time() + 2 * found.timeout
-        while (thaw_id := self._freezing.begin(self._task, self._name, due)) is None:
+        while (thaw_ids := self._freezing.begin(self._task, self._name, due)) is None:
             if boot_time() >= give_up:
                 return None
             self._control.check()
             time.sleep(_POLL)
-        return thaw_id
+        return thaw_ids
 
-    def _end(self, thaw_id: int, reason: str | None, frozen: _Frozen) -> None:
+    def _end(self, thaw_ids: Sequence[int], reason: str | None, frozen: _Frozen) -> None:
         if reason is not None:
             LOG.warning("Backup %s is not quiesced: %s", self._task.resource_id, reason)
         try:
-            self._freezing.end(self._task, thaw_id, reason, thawed=frozen.is_thawed)
+            self._freezing.end(self._task, thaw_ids, reason, thawed=frozen.is_thawed)
         except DATABASE_TROUBLES:
             # The attempt finds that out by itself; the volume is thawed once more later.
             LOG.exception("How volume %s was frozen could not be recorded", self._volume.id)

@@ -2,11 +2,13 @@
 
 Before a worker freezes a volume, it queues a ``volume.thaw`` that is due when the volume must be thawed in
 any case, and removes it when it has thawed the volume itself.  So whoever is killed in between, another
-worker thaws the volume.  Only if the task was still there and waiting, nobody else has done so meanwhile.
+worker thaws the volume.  Only if the task, and those of earlier attempts, were still there and waiting,
+nobody else has done so meanwhile.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from sqlalchemy import delete, update
@@ -14,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from backupfw.db import models
 from backupfw.db.locks import lock
+from backupfw.db.session import now
 from backupfw.errors import TaskStopped
 from backupfw.manager import rows
 from backupfw.manager.outcomes.base import Outcomes, backup_of
@@ -30,27 +33,30 @@ _AGAIN_SECONDS = 60.0
 class FreezeTasks(Outcomes):
     """What a worker records of the freezing of a volume, and the outcomes of ``volume.thaw``."""
 
-    def begin(self, task: Task, name: str, seconds: float) -> int | None:
+    def begin(self, task: Task, name: str, seconds: float) -> tuple[int, ...] | None:
         """Queue the thawing of the volume of a backup that is going to be frozen now.
 
-        What was left of an earlier attempt is replaced.
+        What is left of an earlier attempt and is due is replaced.  What is due later stays: the command with
+        which a killed worker froze the volume may be running still, and end behind our thawing.
 
         :param name: of the commands.
         :param seconds: after which it is due.
-        :returns: the id of the task that thaws it; None: another worker thaws it just now, so the freezing
-            must wait.
+        :returns: the ids of the tasks that thaw it, the new one first; None: another worker thaws it just
+            now, so the freezing must wait.
         """
 
-        def work(session: Session) -> int | None:
+        def work(session: Session) -> tuple[int, ...] | None:
             tasks.hold(session, task)
             backup = backup_of(session, task)
-            row = models.Task
+            row, moment = models.Task, now(session)
             ids = lock(session, row, row.kind == tasks.VOLUME_THAW, row.resource_id == backup.volume_id)
-            if any(session.get_one(row, one).state == claims.RUNNING for one in ids):
+            left = [session.get_one(row, one) for one in ids]
+            if any(one.state == claims.RUNNING for one in left):
                 return None
-            session.execute(delete(row).where(row.id.in_(ids)))
+            later = [one.id for one in left if one.not_before is not None and one.not_before > moment]
+            session.execute(delete(row).where(row.id.in_(ids), row.id.not_in(later)))
             backup.quiesced, backup.quiesce_reason = False, INTERRUPTED
-            return tasks.add(
+            mine = tasks.add(
                 session,
                 tasks.VOLUME_THAW,
                 resource_id=backup.volume_id,
@@ -60,25 +66,30 @@ class FreezeTasks(Outcomes):
                 payload={"quiesce": name},
                 delay=seconds,
             )
+            return mine, *later
 
         return self._db.run(work)
 
-    def end(self, task: Task, thaw_id: int, reason: str | None, *, thawed: bool) -> None:
+    def end(self, task: Task, thaw_ids: Sequence[int], reason: str | None, *, thawed: bool) -> None:
         """Record how the taking of a point has ended, also of an attempt that lost its task or was cancelled.
 
-        :param thaw_id: what :meth:`begin` has returned.
+        :param thaw_ids: what :meth:`begin` has returned.
         :param reason: why the backup is not quiesced, for users; None: it is.
         :param thawed: the volume was thawed; else the task stays, and is due now.
         """
 
         def work(session: Session) -> None:
-            row = models.Task
-            alone = bool(lock(session, row, row.id == thaw_id, row.state == claims.QUEUED))
+            row, mine = models.Task, models.Task.id == thaw_ids[0]
+            waiting = lock(session, row, row.id.in_(thaw_ids), row.state == claims.QUEUED)
+            # Nobody has thawed the volume meanwhile, for us or for an earlier attempt.
+            alone = len(waiting) == len(thaw_ids)
             backup = session.get(models.Backup, task.resource_id, populate_existing=True)
-            if alone and thawed:
-                session.execute(delete(row).where(row.id == thaw_id))
-            elif alone:
-                session.execute(update(row).where(row.id == thaw_id).values(not_before=None))
+            if thaw_ids[0] not in waiting:
+                pass
+            elif thawed:
+                session.execute(delete(row).where(mine))
+            else:
+                session.execute(update(row).where(mine).values(not_before=None))
             try:
                 tasks.hold(session, task)
             except TaskStopped:

@@ -300,7 +300,7 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, point: str) -> Callable[[], bool]
             state[0] = "dead"
             raise TaskLost("killed")
 
-    def next_attempt(self: freezing.FreezeTasks, *args: Any) -> int | None:
+    def next_attempt(self: freezing.FreezeTasks, *args: Any) -> tuple[int, ...] | None:
         state[0] = "alive again" if state == ["dead"] else state[0]
         return begin(self, *args)
 
@@ -334,7 +334,10 @@ def test_the_attempt_after_a_kill_takes_a_point_frozen_or_says_that_it_does_not_
             assert lines(log)[-3:] == ["freeze", "taken", "thaw"]
             assert lines(log).count("taken") == 1
             assert said(row) == (True, None)
-            assert thaws(world) == []
+            # What the killed one had queued stays until it is due.
+            due_now(world)
+            world.wait(lambda: not thaws(world), "the thawing")
+            assert lines(log)[-2:] == ["thaw", "thaw"]
         else:
             # The point is there, and whether it was taken in time is not.
             assert lines(log).count("freeze") == lines(log).count("taken") == 1
@@ -363,6 +366,38 @@ def left_frozen(world: WorkerWorld, log: Path) -> models.Backup:
         row = session.get_one(models.Task, task.id)
         row.lease_until = row.created_at
     return world.row(models.Backup, backup_id)
+
+
+def test_a_command_of_a_killed_worker_that_freezes_late_is_undone(world: WorkerWorld, log: Path) -> None:
+    row = left_frozen(world, log)
+    backup_id = begin(world, row.volume_id)
+    with world.worker():
+        second = world.wait_backup(backup_id, "available")
+        assert said(second) == (True, None)
+        # It hung in the guest all the time.
+        note(log, "freeze")
+        due_now(world)
+        world.wait(lambda: not thaws(world), "the thawing")
+    assert lines(log) == ["freeze", "freeze", "taken", "thaw", "freeze", "thaw"]
+
+
+def test_a_thawing_for_an_earlier_attempt_is_seen(world: WorkerWorld, log: Path) -> None:
+    row = left_frozen(world, log)
+
+    def thawed() -> None:
+        with world.db.write() as session:
+            first = session.query(models.Task).filter_by(kind=tasks.VOLUME_THAW).order_by(models.Task.id)
+            first.limit(1).one().not_before = None
+        world.wait(lambda: "thaw" in lines(log) and len(thaws(world)) == 1, "the other worker")
+
+    live(world).on_take = thawed
+    backup_id = begin(world, row.volume_id)
+    with world.worker():
+        second = world.wait_backup(backup_id, "available")
+        world.wait_idle()
+    assert said(second) == (False, freezing.THAWED_EARLY)
+    assert lines(log) == ["freeze", "freeze", "taken", "thaw", "thaw"]
+    assert thaws(world) == []
 
 
 def test_another_worker_thaws_although_all_slots_are_taken(world: WorkerWorld, log: Path) -> None:
