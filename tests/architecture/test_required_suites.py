@@ -47,6 +47,8 @@ def run(directory: Path, require: str | None, *options: str) -> tuple[int, str]:
         environ["BACKUPFW_REQUIRE"] = require
     # The plug-ins that are installed take longer than the tests.
     environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    # What the conftest has of the package of tests.
+    environ["PYTHONPATH"] = str(ROOT)
     done = subprocess.run(
         [
             sys.executable,
