@@ -84,13 +84,17 @@ class Reach:
         )
 
     def takes_new(self) -> ColumnElement[bool]:
-        """The condition that these workers are neither disabled nor frozen."""
+        """The condition on a task's row that these workers are neither disabled nor frozen.
+
+        The thawing of a volume is nothing new: programs wait for it, and there may be no other worker.
+        """
         service = models.Service
-        return ~exists().where(
+        is_off = exists().where(
             service.host == self.host,
             service.binary == self.binary,
             or_(service.disabled.is_(True), service.frozen.is_(True)),
         )
+        return or_(models.Task.kind == requirements.VOLUME_THAW, ~is_off)
 
 
 @dataclass(frozen=True, slots=True)

@@ -231,6 +231,17 @@ def test_a_disabled_or_frozen_worker_takes_nothing_new(world: World) -> None:
     assert again.id == second
 
 
+def test_a_disabled_worker_thaws_a_volume(world: World) -> None:
+    thaw = queue(world, "a", kind=tasks.VOLUME_THAW)
+    queue(world, "b")
+    world.services.heartbeat("host", BACKUP_BINARY, "nova", {"main": "x"})
+    world.services.set_disabled(world.ctx(admin=True), "host", BACKUP_BINARY, disabled=True, reason="x")
+    found = world.tasks.claim("host/1", 60, reach=reach())
+    assert found is not None
+    assert found.id == thaw
+    assert world.tasks.claim("host/1", 60, reach=reach()) is None
+
+
 def test_a_late_project_of_many_tasks_does_not_wait_for_an_early_one(world: World) -> None:
     """A queues 1000, some of them start, B queues 10: B's last starts before A's 60th."""
     with world.db.write() as session:
