@@ -119,13 +119,13 @@ class Quiescing:
             self._freezing.refuse(self._task, _UNKNOWN.format(self._name))
             yield
             return
-        thaw_ids = self._begin(found)
+        due, thaw_ids = self._begin(found)
         if thaw_ids is None:
             self._freezing.refuse(self._task, _BUSY)
             yield
             return
         crash_points.reach("quiesce.begun")
-        frozen = self._frozen = _Frozen(found, self._volume, self._control)
+        frozen = self._frozen = _Frozen(found, self._volume, self._control, due)
         reason: str | None = _NOT_TAKEN
         try:
             problem = frozen.freeze()
@@ -143,16 +143,20 @@ class Quiescing:
                 reason = _LATE.format(found.frozen_seconds)
             self._end(thaw_ids, reason, frozen)
 
-    def _begin(self, found: QuiesceCommands) -> Sequence[int] | None:
-        """Let another worker thaw the volume if this one does not; None: one does so now, for too long."""
-        due = found.timeout + found.frozen_seconds + _RESERVE
+    def _begin(self, found: QuiesceCommands) -> tuple[float, Sequence[int] | None]:
+        """Let another worker thaw the volume if this one does not.
+
+        :returns: boot time from which on it does, and the tasks; None: one thaws it now, for too long.
+        """
+        seconds = found.timeout + found.frozen_seconds + _RESERVE
         give_up = boot_time() + 2 * found.timeout
-        while (thaw_ids := self._freezing.begin(self._task, self._name, due)) is None:
-            if boot_time() >= give_up:
-                return None
+        while True:
+            moment = boot_time()
+            thaw_ids = self._freezing.begin(self._task, self._name, seconds)
+            if thaw_ids is not None or moment >= give_up:
+                return moment + seconds, thaw_ids
             self._control.check()
             time.sleep(_POLL)
-        return thaw_ids
 
     def _end(self, thaw_ids: Sequence[int], reason: str | None, frozen: _Frozen) -> None:
         if reason is not None:
@@ -167,20 +171,24 @@ class Quiescing:
 class _Frozen:
     """A volume that is frozen, or perhaps is.  Thread-safe.
 
+    :param due: boot time from which on another worker thaws it.
     :ivar late: it was thawed before the point was taken, because that took too long or the attempt ended.
     :ivar is_thawed: the command that thaws it succeeded, or nothing had been frozen.
     """
 
-    def __init__(self, found: QuiesceCommands, volume: rows.Volume, control: TaskControl) -> None:
+    def __init__(self, found: QuiesceCommands, volume: rows.Volume, control: TaskControl, due: float) -> None:
         self._found = found
         self._values = values(volume)
         self._thaw_command: list[str] = []
         self._volume_id = volume.id
         self._control = control
+        self._due = due
         # Whoever thaws waits until the command that freezes has ended, or is dead.
         self._lock = threading.Lock()
         self._done = threading.Event()
         self._started = False
+        #: Boot time at which the command that freezes had succeeded.
+        self._frozen_at: float | None = None
         self.late = False
         self.is_thawed = True
 
@@ -199,8 +207,11 @@ class _Frozen:
                 # Nothing is frozen that could not be thawed.
                 self._thaw_command = commands.filled(self._found.thaw, self._values)
                 command = commands.filled(self._found.freeze, self._values)
+                # This process may have stood still until now.
+                self._control.check()
                 self._started = True
                 commands.run(command, self._found.timeout, self._control.check)
+                self._frozen_at = boot_time()
             except CommandFailed as error:
                 LOG.error("Volume %s is not frozen: %s", self._volume_id, error)
                 self._started = error.started
@@ -230,7 +241,11 @@ class _Frozen:
             if self._done.is_set():
                 return
             self.late = late
-            if self._started:
+            if self._frozen_at is not None and self._frozen_at < self._due <= boot_time():
+                # This process stood still since then.  The next attempt may have frozen the volume by now.
+                LOG.warning("The thawing of volume %s is left to another worker", self._volume_id)
+                self.is_thawed = False
+            elif self._started:
                 try:
                     commands.run(self._thaw_command, self._found.timeout)
                 except CommandFailed as error:

@@ -26,7 +26,7 @@ from backupfw.manager.queue import tasks
 from backupfw.manager.usecases.backups import MadeBy
 from backupfw.volume.base import Capabilities, Point, SnapshotRef, Tick, VolumeRef, no_tick
 from backupfw.volume.taking import taking_point
-from backupfw.worker import commands, quiescing
+from backupfw.worker import commands, control, quiescing
 from backupfw.worker.commands import CommandFailed
 from tests.unit.engine.fakes import MemoryPoint
 from tests.unit.worker.world import SEGMENT, MemoryProvider, OneBackend, WorkerWorld
@@ -453,6 +453,54 @@ def test_a_point_does_not_count_if_another_worker_thawed_meanwhile(world: Worker
         row = world.wait_backup(backup_id, "available")
     assert lines(log) == ["freeze", "taken", "thaw", "thaw"]
     assert said(row) == (False, freezing.THAWED_EARLY)
+
+
+def test_a_worker_that_wakes_up_late_does_not_thaw_what_others_have_frozen(
+    world: WorkerWorld, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sleep() -> None:
+        due_now(world)
+        world.wait(lambda: "thaw" in lines(log) and not thaws(world), "the other worker")
+        monkeypatch.setattr(quiescing, "boot_time", lambda: control.boot_time() + 20 + 60 + 15)
+
+    live(world).on_take = sleep
+    backup_id = begin(world, world.filled_volume(DATA))
+    with world.worker():
+        row = world.wait_backup(backup_id, "available")
+    assert lines(log) == ["freeze", "taken", "thaw"]
+    assert row.quiesced is False
+    assert thaws(world) == []
+
+
+def test_a_freezing_that_may_have_ended_late_is_undone_by_its_worker(
+    world: WorkerWorld, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = commands.run
+
+    def sleeping(arguments: Any, seconds: float, check: Callable[[], None] = lambda: None) -> None:
+        if "freeze" in arguments[0]:
+            due_now(world)
+            world.wait(lambda: "thaw" in lines(log) and not thaws(world), "the other worker")
+            monkeypatch.setattr(quiescing, "boot_time", lambda: control.boot_time() + 20 + 60 + 15)
+        run(arguments, seconds, check)
+
+    monkeypatch.setattr(commands, "run", sleeping)
+    backup_id = begin(world, world.filled_volume(DATA))
+    with world.worker():
+        world.wait_backup(backup_id, "available")
+    assert lines(log) == ["thaw", "freeze", "taken", "thaw"]
+
+
+def test_a_worker_that_wakes_up_late_has_the_volume_thawed_that_nobody_thawed(
+    world: WorkerWorld, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = lambda: control.boot_time() + 20 + 60 + 15  # noqa: E731
+    live(world).on_take = lambda: monkeypatch.setattr(quiescing, "boot_time", later)
+    backup_id = begin(world, world.filled_volume(DATA))
+    with world.worker():
+        world.wait_backup(backup_id, "available")
+        world.wait(lambda: not thaws(world), "the thawing")
+    assert lines(log) == ["freeze", "taken", "thaw"]
 
 
 def test_a_thawing_that_fails_is_tried_until_it_succeeds(world: WorkerWorld, log: Path) -> None:
