@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from backupfw_rbd import cluster
 from backupfw_rbd.cluster import Connection, key_in, version_problem
-from backupfw_rbd.places import Place, point_name, point_of
+from backupfw_rbd.places import Place, point_name, point_of, same_point
 from backupfw_rbd.provider import RbdProvider
 
 from backupfw.chunkstore.options import ConfigError, option_values
@@ -83,6 +83,11 @@ def test_names_of_points_are_ours_alone() -> None:
     assert point_of(name, "v-1") == "p-1"
     assert point_of(name, "v-2") is None
     assert point_of("backup.p-1.snap.1764381566.12", "v-1") is None
+    assert same_point(name, "backup.p-1.snap.1764381566.12.backupfw.v-1")
+    assert not same_point(name, point_name("p-2", "v-1"))
+    assert not same_point(name, point_name("p-1", "v-2"))
+    assert not same_point("other", "other")
+    assert not same_point(name, None)
     with pytest.raises(InvalidInput):
         point_name("a/b", "v-1")
 

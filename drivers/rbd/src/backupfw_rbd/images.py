@@ -28,7 +28,7 @@ from backupfw_rbd.cluster import (
     translated,
     version_problem,
 )
-from backupfw_rbd.places import Place, name_problem, point_name, point_of
+from backupfw_rbd.places import Place, name_problem, point_name, point_of, same_point
 from backupfw_rbd.point import RbdPoint, snapshots, trashed
 from backupfw_rbd.target import RbdTarget, give_up_image, take_over
 
@@ -259,7 +259,8 @@ class Images:
             with suppress(rbd.ImageNotFound):
                 image.remove_snap(place.snapshot)
             for number, name in trashed(image).items():
-                if name == place.snapshot:
+                # That of an earlier attempt may be half removed.
+                if name == place.snapshot or same_point(name, place.snapshot):
                     with suppress(rbd.ImageNotFound):
                         image.remove_snap_by_id(number)
 

@@ -76,6 +76,12 @@ def point_name(point_id: str, volume_id: str) -> str:
     return name
 
 
+def same_point(name: str, other: str | None) -> bool:
+    """Return whether two snapshots are of one point: each attempt gives its own another name."""
+    one, two = _POINT.fullmatch(name), _POINT.fullmatch(other or "")
+    return one is not None and two is not None and one.groupdict() == two.groupdict()
+
+
 def point_of(name: str, volume_id: str) -> str | None:
     """Return which point of a volume a snapshot is; None: it is none of the volume's."""
     found = _POINT.fullmatch(name)
