@@ -194,6 +194,13 @@ class TestFakeGcs(FakeGcsAdoption, ChunkStoreTests):
     def restart_server(self, server: World) -> None:
         server.server.restart()
 
+    @pytest.mark.parametrize("size", [0, 1, 100_000])
+    def test_g9_range_past_the_end(self, store: ChunkStore, container: str, size: int) -> None:
+        # The server closes the connection behind this refusal and does not say so: the next request may be
+        # lost, which the layer that repeats is there for.
+        repeating = stack(store, option_values(layer_options(), retry_base_pause=0.01))
+        super().test_g9_range_past_the_end(repeating, container, size)
+
 
 class TestFakeGcsWithAccountUnderLayers(FakeGcsAdoption, DeletingTests, ConductTests, WireTests):
     """A service account's tokens, and all layers.
