@@ -7,24 +7,21 @@ made.  A record has the names of then: it tells of a backup that is gone, too.  
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from sqlalchemy import delete, or_, select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from backupfw.context import RequestContext
 from backupfw.db import models
 from backupfw.db.session import Database, now
-from backupfw.manager import rows
+from backupfw.manager import listing, rows
 
 if TYPE_CHECKING:
     from oslo_config import cfg
-
-#: How many records one transaction of a purge deletes.
-_BATCH = 1000
 
 
 class Kind(StrEnum):
@@ -146,24 +143,7 @@ class ActionManager:
 
         Any process may do it, at any time.
         """
-        row = models.Action
-        purged = 0
-        while True:
-            # A read takes no write lock, and nearly always there is nothing to delete.
-            with self._db.read() as session:
-                old = select(row.id).where(row.created_at <= self._oldest(session))
-                found = session.scalars(old.order_by(row.created_at).limit(_BATCH)).all()
-            if not found:
-                return purged
-            self._db.run(_deletion(found))
-            purged += len(found)
+        return listing.purge(self._db, models.Action, self._oldest)
 
     def _oldest(self, session: Session) -> datetime:
         return now(session) - timedelta(seconds=self._conf.action_ttl)
-
-
-def _deletion(ids: Sequence[int]) -> Callable[[Session], None]:
-    def work(session: Session) -> None:
-        session.execute(delete(models.Action).where(models.Action.id.in_(ids)))
-
-    return work

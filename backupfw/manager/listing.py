@@ -1,17 +1,19 @@
-"""Listings: which rows a caller asks for, and which of them he may see; the same for all resources."""
+"""Listings: which rows a caller asks for, which of them he may see, and which are too old for it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, TypedDict, TypeVar
 
-from sqlalchemy import ColumnElement, and_, or_
+from sqlalchemy import ColumnElement, and_, delete, or_, select
 from sqlalchemy.orm import Session
 
 from backupfw.context import RequestContext
 from backupfw.db import queries
 from backupfw.db.models import (
+    Action,
     Backup,
     BackupPolicy,
     Message,
@@ -22,6 +24,7 @@ from backupfw.db.models import (
     Volume,
     VolumeMetadata,
 )
+from backupfw.db.session import Database
 from backupfw.manager.metadata import matches
 
 Row = TypeVar("Row", Backup, Volume, Snapshot, Message, Transfer, BackupPolicy, PolicyRun)
@@ -31,6 +34,9 @@ _METADATA: dict[Any, Any] = {Volume: VolumeMetadata, Snapshot: SnapshotMetadata}
 
 #: The host of a volume that all hosts can open.
 EVERY_HOST = "*"
+
+#: How many rows one transaction of a purge deletes.
+_BATCH = 1000
 
 
 class Paging(TypedDict, total=False):
@@ -123,3 +129,23 @@ def page(
         reachable=where,
         columns=columns,
     )
+
+
+def purge(db: Database, model: type[Message | Action], oldest: Callable[[Session], datetime]) -> int:
+    """Delete the rows of a table that are too old to be shown; return how many there were.
+
+    Any process may do it, at any time.
+
+    :param oldest: returns the moment, naive UTC, after which the rows were made that stay.
+    """
+    purged = 0
+    while True:
+        # A read takes no write lock, and nearly always there is nothing to delete.
+        with db.read() as session:
+            old = select(model.id).where(model.created_at <= oldest(session))
+            found = session.scalars(old.order_by(model.created_at).limit(_BATCH)).all()
+        if not found:
+            return purged
+        deletion = delete(model).where(model.id.in_(found))
+        db.run(lambda session, deletion=deletion: session.execute(deletion))  # type: ignore[misc]
+        purged += len(found)

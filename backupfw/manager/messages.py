@@ -8,12 +8,11 @@ more.  It is kept for ``[DEFAULT] message_ttl`` seconds by the database's clock.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from enum import Enum
 from typing import TYPE_CHECKING, Unpack
 
-from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from backupfw.context import RequestContext
@@ -32,9 +31,6 @@ SNAPSHOT = "VOLUME_SNAPSHOT"
 ERROR = "ERROR"
 WARNING = "WARNING"
 """The operation succeeded, but not exactly as requested."""
-
-#: How many messages one transaction of a purge deletes.
-_BATCH = 1000
 
 
 class Action(Enum):
@@ -228,17 +224,7 @@ class MessageManager:
 
         Any process may do it, at any time.
         """
-        row = models.Message
-        purged = 0
-        while True:
-            # A read takes no write lock, and nearly always there is nothing to delete.
-            with self._db.read() as session:
-                old = select(row.id).where(row.created_at <= self._oldest(session))
-                found = session.scalars(old.order_by(row.created_at).limit(_BATCH)).all()
-            if not found:
-                return purged
-            self._db.run(_deletion(found))
-            purged += len(found)
+        return listing.purge(self._db, models.Message, self._oldest)
 
     def _oldest(self, session: Session) -> datetime:
         return now(session) - timedelta(seconds=self._conf.message_ttl)
@@ -256,10 +242,3 @@ class MessageManager:
             user_message=text(row.action_id, row.detail_id),
             guaranteed_until=row.created_at + timedelta(seconds=self._conf.message_ttl),
         )
-
-
-def _deletion(ids: Sequence[str]) -> Callable[[Session], None]:
-    def work(session: Session) -> None:
-        session.execute(delete(models.Message).where(models.Message.id.in_(ids)))
-
-    return work

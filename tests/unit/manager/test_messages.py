@@ -15,7 +15,7 @@ from sqlalchemy import select, update
 from backupfw.db import models
 from backupfw.db.session import Database, now
 from backupfw.errors import MarkerNotFound, MessageNotFound, TaskCancelled, TaskLost
-from backupfw.manager import messages, rows
+from backupfw.manager import listing, messages, rows
 from backupfw.manager.messages import Action, Detail, MessageManager
 from backupfw.manager.outcomes.volumes import VolumeTasks
 from backupfw.manager.queue import tasks
@@ -370,7 +370,7 @@ def test_old_messages_are_hidden_and_purged(any_db: Database) -> None:
 def test_a_purge_takes_any_number(
     world: World, manager: MessageManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(messages, "_BATCH", 2)
+    monkeypatch.setattr(listing, "_BATCH", 2)
     for _ in range(5):
         post(world, age=4000)
     assert manager.purge() == 5
