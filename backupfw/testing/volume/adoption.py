@@ -59,9 +59,6 @@ class Adoption:
     model_examples: ClassVar[int] = 12
     #: How often a process is killed in each test that kills.
     kills: ClassVar[int] = 4
-    #: Seconds within which a server has done what a process had asked for when it was killed; until then, a
-    #: removal that came before it may have to be repeated.
-    late_seconds: ClassVar[float] = 0.0
 
     @pytest.fixture(scope="class")
     @classmethod

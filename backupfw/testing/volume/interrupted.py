@@ -190,11 +190,7 @@ class InterruptedTests(Adoption):
         self, server: Any, before: Collection[str], remove: Callable[..., object], *arguments: object
     ) -> None:
         """Remove what a killed process has left; nothing but what was there before may stay."""
-        late = time.monotonic() + self.late_seconds
         remove(*arguments)
-        while set(self.raw_names(server)) != before and time.monotonic() < late:
-            time.sleep(0.2)
-            remove(*arguments)
         assert set(self.raw_names(server)) == before
 
     def killed(

@@ -27,8 +27,6 @@ class TestRbdProvider(VolumeProviderTests):
     grain: ClassVar[int] = 1 << other.ORDER
     model_examples: ClassVar[int] = 6
     kills: ClassVar[int] = 3
-    # What is in a socket when its client is killed, the OSD reads some time later.
-    late_seconds: ClassVar[float] = 20.0
 
     def make_volume(self, server: Ceph, provider: VolumeProvider, length: int) -> VolumeRef:
         return adopted(provider, self.adoptable(server, length))
