@@ -10,7 +10,6 @@ from sqlalchemy import update
 
 from backupfw import crash_points
 from backupfw.db import models
-from backupfw.engine.format import keys
 from backupfw.errors import BackupNotFound, InvalidBackup, UnsupportedFormat
 from backupfw.manager.outcomes.expiry import Expiry
 from backupfw.manager.queue import progress, tasks
@@ -79,21 +78,7 @@ def test_a_killed_one_goes_on_where_it_was(world: ScrubWorld, point: str) -> Non
     harmed = min(key for key in world.named_by(backup) if "/p" in key[-6:])
     world.damage("main", harmed, None)
     verify(world, backup)
-    reached = 0
-    for _ in range(8):
-        world.reads.clear()
-        world.trap = point
-        task = world.claim_next()
-        if task is None:
-            break
-        assert task.checkpoint >= reached
-        reached = task.checkpoint
-        world.run_one(task)
-        segments = [parsed.segment for _, key in world.reads if (parsed := keys.parse(key)) is not None]
-        assert min(segments, default=reached) >= reached
-    assert world.died > 0
-    world.trap = None
-    world.work()
+    world.work_through_kills(point)
     assert world.tasks.pending() == 0
     assert proof(world, backup) == ("full", "damaged")
     assert {one.key for one in world.rows(models.DamagedObject)} == {harmed}
