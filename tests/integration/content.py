@@ -11,12 +11,6 @@ from typing import BinaryIO
 MIB = 1 << 20
 
 
-def files_below(directory: Path) -> list[Path]:
-    """Return the files of a POSIX store without its holder objects; a service may remove some meanwhile."""
-    found = (Path(parent, name) for parent, _, names in os.walk(directory) for name in names)
-    return [path for path in found if ".holder" not in path.name]
-
-
 def write_image(path: Path, length: int, seed: int = 1) -> None:
     """Write a sparse image: about a third each of text-like data, random data and holes."""
     with open(path, "wb") as image:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.content import MIB, change_image, files_below, same_content, write_image
+from tests.files import files_below
+from tests.integration.content import MIB, change_image, same_content, write_image
 from tests.integration.service import Service, running
 
 LENGTH = 6 * MIB + 512

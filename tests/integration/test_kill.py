@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.content import MIB, change_image, files_below, same_content, write_image
+from tests.files import files_below
+from tests.integration.content import MIB, change_image, same_content, write_image
 from tests.integration.service import Service
 
 LENGTH = 48 * MIB
@@ -135,7 +136,7 @@ def test_kill_in_a_backup_of_a_volume_in_use(service: Service, tmp_path: Path, s
         client = service.start().client()
     client.wait_status("backup", backup, "available")
     assert client.status("volume", volume) == "in-use"
-    client.wait("the temporary snapshot to go", lambda: not list(service.state.rglob("*snap*.img")))
+    client.wait("the temporary snapshot to go", lambda: not files_below(service.state, "*snap*.img"))
     assert same_content(image, client.volume_path(client.restore(backup)), LENGTH)
 
 

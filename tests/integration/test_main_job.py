@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.content import MIB, change_image, files_below, same_content, write_image
+from tests.files import files_below
+from tests.integration.content import MIB, change_image, same_content, write_image
 from tests.integration.damaged_objects import flipped, refuses
 from tests.integration.service import Client, Service, running
 from tests.integration.volume.mounts import mounted

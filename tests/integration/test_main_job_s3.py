@@ -17,7 +17,8 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from tests.integration.content import MIB, change_image, files_below, same_content, write_image
+from tests.files import files_below
+from tests.integration.content import MIB, change_image, same_content, write_image
 from tests.integration.damaged_objects import flipped, refuses
 from tests.integration.service import Client, Service, running
 from tests.servers.ceph import ceph, ceph_missing

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.content import MIB, files_below
+from tests.files import files_below
+from tests.integration.content import MIB
 from tests.integration.faults.history import History, Monkey, volume_in
 from tests.integration.service import Service
 

@@ -18,6 +18,7 @@ from backupfw.db import models
 from backupfw.engine import sweep as engine_sweep
 from backupfw.errors import NotFound
 from backupfw.manager.usecases.backups import BackupManager
+from tests.files import files_below
 from tests.unit.cmd.conftest import CTX, Run, adopted, backed_up, load_conf
 from tests.waiting import wait_until
 
@@ -31,7 +32,7 @@ def shown(run: Run, backup_id: str) -> Iterator[dict[str, Any]]:
 
 
 def objects(state: Path) -> list[Path]:
-    return [path for path in (state / "store").rglob("*") if path.is_file() and ".holder" not in path.name]
+    return files_below(state / "store")
 
 
 def _wait_until_gone(backups: BackupManager, backup: str) -> None:

@@ -23,6 +23,7 @@ from backupfw.engine.cinder_format.chain import Chain, Place
 from backupfw.engine.format.manifest import ManifestReader
 from backupfw.manager.usecases.backups import BackupManager
 from backupfw.worker.stores import Stores
+from tests.files import files_below
 from tests.format.cinder_samples import HERE, sample
 from tests.unit.cmd.conftest import CTX, Run, backed_up, load_conf
 from tests.unit.cmd.test_recovery import lose_the_database
@@ -121,7 +122,7 @@ def test_whose_the_backups_are(run: Run, old: Path, prepared: None) -> None:
     assert {one["project_id"] for one in scan(run, "--dry-run", "--project-of", f"{VOLUME}=mine")} == {"mine"}
     # Whoever can write to the store can name any owner there.
     assert {one["project_id"] for one in scan(run, "--dry-run", "--project", "rest")} == {"rest"}
-    for path in old.rglob("*_metadata"):
+    for path in files_below(old, "*_metadata"):
         found = json.loads(path.read_bytes())
         path.write_text(json.dumps({**found, "volume_meta": None}))
     unknown = scan(run, status=1)
@@ -131,7 +132,7 @@ def test_whose_the_backups_are(run: Run, old: Path, prepared: None) -> None:
 
 
 def test_what_cannot_be_entered_does_not_stop_the_others(run: Run, old: Path, prepared: None) -> None:
-    (bad,) = old.rglob(f"*{IDS[1]}_metadata")
+    (bad,) = files_below(old, f"*{IDS[1]}_metadata")
     bad.write_text("{")
     found = {one["backup_id"] or one["key"]: one for one in scan(run, status=1)}
     assert found[IDS[0]]["result"] == "entered"
@@ -143,7 +144,7 @@ def test_what_cannot_be_entered_does_not_stop_the_others(run: Run, old: Path, pr
 
 def test_damage_is_found_and_named(run: Run, old: Path, tmp_path: Path, prepared: None) -> None:
     scan(run)
-    (bad,) = old.rglob(f"*{IDS[1]}-00002")
+    (bad,) = files_below(old, f"*{IDS[1]}-00002")
     data = bytearray(bad.read_bytes())
     data[0] ^= 1
     bad.write_bytes(data)
@@ -164,7 +165,7 @@ def test_a_chain_is_converted_and_then_needs_cinders_objects_no_more(
     run: Run, tmp_path: Path, old: Path, served: None
 ) -> None:
     scan(run)
-    before = {path: path.read_bytes() for path in old.rglob("volume_*")}
+    before = {path: path.read_bytes() for path in files_below(old, "volume_*")}
     digests = proven(run)
     would = run("cinder", "convert", IDS[1], "--dry-run")
     assert [line.split()[1] for line in would.out.splitlines()[:-1]] == IDS[:2]
@@ -177,14 +178,14 @@ def test_a_chain_is_converted_and_then_needs_cinders_objects_no_more(
     # There is nothing left to do.
     assert run("cinder", "convert", "--volume", VOLUME).out == "0 backups converted, 0 not\n"
     assert run("cinder", "convert", IDS[0]).status == 1
-    assert {path: path.read_bytes() for path in old.rglob("volume_*")} == before
+    assert {path: path.read_bytes() for path in files_below(old, "volume_*")} == before
     shown = json.loads(run("backup", "show", IDS[2], "--format", "json").out)
     assert (shown["store"], shown["name"]) == ("main", SAMPLE.backups[2]["record_decoded"]["display_name"])
     assert [(one["store"], one["status"]) for one in shown["copies"]] == [("old", "available")]
     done = run("backup", "copy", "--all", "--remove", "old")
     assert done.status == 0, done.err
     # Tasks of their own remove the objects.
-    wait_until("their end", lambda: not [path for path in old.rglob("volume_*") if path.is_file()])
+    wait_until("their end", lambda: not files_below(old, "volume_*"))
     for number, expected in enumerate(SAMPLE.backups):
         assert restored(run, tmp_path, number) == expected["sha256_of_volume"]
     for number in (0, 2, 1):
@@ -209,15 +210,17 @@ def test_what_was_converted_is_known_again_after_a_rebuild(run: Run, state: Path
     assert [one["result"] for one in scan(run, "--container", "exports")] == ["known"]
     shown = json.loads(run("backup", "show", IDS[1], "--format", "json").out)
     assert [(one["store"], one["status"]) for one in shown["copies"]] == [("old", "available")]
-    exported = [path for path in (old / "exports").rglob("*") if path.is_file()]
+    exported = files_below(old / "exports")
     with service.EmbeddedService(load_conf(state)):
         for backup in (IDS[1], IDS[0], IDS[2]):
             assert run("backup", "delete", backup).status == 0
         wait_until(
             "the end of what is no export",
-            lambda: not [path for path in old.rglob("volume_*_metadata") if "exports" not in path.parts],
+            lambda: (
+                not [path for path in files_below(old, "volume_*_metadata") if "exports" not in path.parts]
+            ),
         )
-    assert [path for path in (old / "exports").rglob("*") if path.is_file()] == exported
+    assert files_below(old / "exports") == exported
     assert run("audit").status == 0
 
 
@@ -240,8 +243,8 @@ def test_records_of_cinders_are_imported(run: Run, tmp_path: Path, old: Path, se
     assert refused.status == 1
     assert "Incremental backups exist" in refused.err
     assert run("backup", "delete", IDS[2]).status == 0
-    assert not list(old.rglob(f"*{IDS[2]}*"))
-    assert list(old.rglob(f"*{IDS[1]}_metadata"))
+    assert not files_below(old, f"*{IDS[2]}*")
+    assert files_below(old, f"*{IDS[1]}_metadata")
 
 
 @pytest.mark.parametrize(
@@ -371,13 +374,13 @@ class TestExport:
     def test_an_export_that_fails_leaves_nothing(
         self, run: Run, plain: Path, state: Path, backup_id: str
     ) -> None:
-        packs = [path for path in (state / "store").rglob("p*.o") if path.is_file()]
+        packs = files_below(state / "store", "p*.o")
         data = bytearray(packs[-1].read_bytes())
         data[200] ^= 1
         packs[-1].write_bytes(data)
         done = run("cinder", "export", backup_id, "--to", "old")
         assert (done.status, done.out) == (1, "")
-        assert [path for path in plain.rglob("*") if path.is_file()] == []
+        assert files_below(plain) == []
 
     def test_an_export_reads_the_first_place_that_is_whole(
         self, run: Run, plain: Path, state: Path, tmp_path: Path, backup_id: str
@@ -392,7 +395,7 @@ class TestExport:
         with service.EmbeddedService(load_conf(state)):
             done = run("backup", "copy", backup_id, "--to", "second")
             assert done.status == 0, done.err
-        packs = sorted(path for path in (state / "store").rglob("p*.o") if path.is_file())
+        packs = sorted(files_below(state / "store", "p*.o"))
         data = bytearray(packs[-1].read_bytes())
         data[200] ^= 1
         packs[-1].write_bytes(data)
@@ -461,4 +464,4 @@ class TestExport:
     ) -> None:
         monkeypatch.setattr(writing.LinkWriter, "finish", lambda *_: 1 / 0)
         assert run("cinder", "export", backup_id, "--to", "old", "--container", "box", "--chain").status != 0
-        assert [path for path in plain.rglob("volume_*") if path.is_file()] == []
+        assert files_below(plain, "volume_*") == []

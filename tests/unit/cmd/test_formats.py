@@ -17,6 +17,7 @@ from sqlalchemy import select
 
 from backupfw.cmd import backup, base, database, main
 from backupfw.db import models
+from tests.files import files_below
 from tests.unit.cmd.conftest import Run, load_conf
 
 COMMANDS = {name: point.load() for name, point in sorted(main.App().command_manager)}
@@ -233,9 +234,8 @@ def test_a_column_that_there_is_not_is_wrong_usage(run: Run, option: str) -> Non
 def test_findings_are_records_and_the_status_says_that_there_are_some(
     run: Run, state: Path, backup_id: str
 ) -> None:
-    for file in (state / "store").rglob("p0*"):
-        if file.is_file():
-            file.unlink()
+    for file in files_below(state / "store", "p0*"):
+        file.unlink()
     done = run("audit", "-f", "json")
     assert done.status == 1
     assert {one["check"] for one in json.loads(done.out)} == {"store"}

@@ -30,6 +30,7 @@ from backupfw.manager import rows
 from backupfw.manager.usecases.keys import KeyManager
 from backupfw.worker.data_keys import put_as_recorded
 from backupfw.worker.stores import Stores
+from tests.files import files_below
 from tests.unit.cmd.conftest import Run
 from tests.unit.keys.support import opened
 
@@ -382,7 +383,7 @@ def test_a_key_that_only_the_store_knows_to_be_needed_is_not_destroyed(
     place = keys.data_key_key(prefix, unknown.id)
     run("keys", "rotate", "--project", "demo")
     assert_refused(run, state, old, f"still wraps data key {place} in container box of store main.")
-    (path,) = (state / "store" / "box").rglob(f"{unknown.id}*")
+    (path,) = files_below(state / "store" / "box", f"{unknown.id}*")
     data = path.read_bytes()
     # Of one that cannot be read nobody knows which key it needs.
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))

@@ -15,6 +15,7 @@ from backupfw.errors import ConfigError
 from backupfw.manager.actions import ActionManager
 from backupfw.manager.messages import MessageManager
 from backupfw.manager.outcomes.expiry import Expiry
+from tests.files import files_below
 from tests.unit.cmd.conftest import Run
 
 
@@ -130,9 +131,7 @@ def test_a_store_that_is_not_enabled(run: Run) -> None:
 def test_store_check_leaves_nothing(run: Run, state: Path) -> None:
     done = run("store", "check", "main")
     assert done.status == 0, done.out
-    assert [
-        path for path in (state / "store").rglob("*") if path.is_file() and ".holder" not in path.name
-    ] == []
+    assert files_below(state / "store") == []
 
 
 def test_store_check_of_a_broken_store(run: Run, state: Path) -> None:

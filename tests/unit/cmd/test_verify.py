@@ -29,6 +29,7 @@ from backupfw.manager.usecases.backups import BackupManager
 from backupfw.manager.usecases.keys import KeyManager
 from backupfw.worker import damaged_objects as worker
 from backupfw.worker.data_keys import DataKeys
+from tests.files import files_below
 from tests.unit.cmd.conftest import Run, adopted, backed_up, copy_state, load_conf
 
 BLOCK = 64 << 10
@@ -58,9 +59,7 @@ class Chain:
         }
 
     def packs_of(self, backup_id: str) -> list[Path]:
-        return [
-            path for path in (self.state / "store").rglob("p0*") if path.is_file() and backup_id in str(path)
-        ]
+        return [path for path in files_below(self.state / "store", "p0*") if backup_id in str(path)]
 
     def spoil(self, backup_id: str, block: int) -> tuple[Path, bytes]:
         """Change a byte of a block in the backup's only pack; return the file and what it was."""
@@ -211,9 +210,7 @@ def test_damage_that_one_backup_does_not_need_is_kept_for_the_other(chain: Chain
 def test_an_unreadable_manifest_of_the_volume_is_damaged_too(chain: Chain) -> None:
     chain.spoil(chain.full, 1)
     (manifest,) = [
-        path
-        for path in (chain.state / "store").rglob("manifest*")
-        if path.is_file() and chain.increment in str(path)
+        path for path in files_below(chain.state / "store", "manifest*") if chain.increment in str(path)
     ]
     manifest.chmod(0o600)
     manifest.write_bytes(b"nothing of the kind" * 100)

@@ -16,6 +16,7 @@ from unittest.mock import Mock
 import pytest
 
 from backupfw.cmd import service, usecases, waiting
+from tests.files import files_below
 from tests.unit.cmd.conftest import Outcome, Run, load_conf
 from tests.unit.cmd.test_serve import start
 from tests.waiting import PATIENCE, wait_until
@@ -132,7 +133,7 @@ def test_the_whole_job_beside_a_service_and_after_it(
     assert_same(tmp_path / "beside", path)
     assert_same(tmp_path / "after", path)
     (row,) = records(run("usage", "-f", "json"))
-    stored = [one for one in (state / "store").rglob("*") if one.is_file() and ".holder" not in one.name]
+    stored = files_below(state / "store")
     assert (row["project"], row["backups"], row["own_objects"]) == ("demo", 1, len(stored))
     assert run("usage", "--by", "store", "-c", "store", "-c", "backups", "-f", "value").out == "main 1\n"
     assert row["own_bytes"] == row["deleting_frees_bytes"] == sum(one.stat().st_size for one in stored)
