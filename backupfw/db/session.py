@@ -226,7 +226,7 @@ class Database:
             # The rollback would expire every row that was read, one by one.
             session.expunge_all()
 
-    def fetch(self, statement: Executable, values: Mapping[str, Any]) -> Sequence[Row[Any]]:
+    def fetch(self, statement: Executable, values: Mapping[str, Any]) -> Sequence[Row[*tuple[Any, ...]]]:
         """Read with one statement and no session: half of what :meth:`read` costs.
 
         :param statement: may have :meth:`clock` in it; to make it once and keep it halves the costs again.

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -25,8 +25,10 @@ from oslo_log import log
 from sqlalchemy import (
     ColumnElement,
     CursorResult,
+    Integer,
+    Select,
     and_,
-    case,
+    bindparam,
     delete,
     exists,
     func,
@@ -41,7 +43,8 @@ from backupfw import crash_points
 from backupfw.context import RequestContext, working_for
 from backupfw.db import models
 from backupfw.db.locks import lock
-from backupfw.db.session import Database, clock, now
+from backupfw.db.session import Database, now
+from backupfw.db.types import UtcDateTime
 from backupfw.errors import (
     BackupfwError,
     InvalidBackup,
@@ -88,6 +91,8 @@ NOT_FROZEN = "The volume was not frozen."
 _NO_ROOM = " The retention lets nothing go that would make room."
 _FORBIDDEN = "The service's rules do not allow a member of the project to {} backups ({})."
 
+#: A time, or the database's own in a statement that is kept.
+_Moment = datetime | ColumnElement[datetime]
 #: Says why a project's policies do not run now, or None; it may ask over the network.
 Pauses = Callable[[str], str | None]
 #: Says whether a rule of the API allows a caller something in a project; it may ask over the network.
@@ -157,6 +162,16 @@ class PolicyRuns:
         self._pauses = pauses
         self._allows = allows
         self._wire_names = wire_names
+        # What every process asks at every poll is made once: to make it takes longer than to ask.
+        policy, run, moment = models.BackupPolicy, models.PolicyRun, db.clock()
+        following = select(func.min(policy.next_run_at)).scalar_subquery()
+        self._next = select(following, exists().where(run.tidied.is_(False)), moment)
+        self._due = _any(select(policy.id).where(policy.next_run_at <= moment))
+        over, made = select(run.id).where(_is_over(run, moment)), select(run.id).where(_is_made(run))
+        untidy = select(run.id).join(policy, policy.id == run.policy_id).where(_is_untidy(run))
+        self._late = _late(moment)
+        self._over, self._made = _any(over), _any(made)
+        self._changed = _any(over, self._late, made, untidy)
 
     # -- the scheduled time
 
@@ -165,15 +180,7 @@ class PolicyRuns:
 
         It costs one statement, and there may be something sooner if a policy changes.
         """
-        due, run = func.min(models.BackupPolicy.next_run_at), models.PolicyRun
-        with self._db.read() as session:
-            following, on, moment = session.execute(
-                select(
-                    select(due).scalar_subquery(),
-                    case((exists().where(run.tidied.is_(False)), 1), else_=0),
-                    clock(session),
-                )
-            ).one()
+        ((following, on, moment),) = self._db.fetch(self._next, {})
         if on:
             return 0.0
         return math.inf if following is None else max(0.0, (following - moment).total_seconds())
@@ -181,16 +188,13 @@ class PolicyRuns:
     def plan(self) -> int:
         """Plan the runs of all policies that are due; return how many policies."""
         done = 0
-        row = models.BackupPolicy
-        while True:
-            with self._db.read() as session:
-                if not session.scalar(select(exists().where(row.next_run_at <= now(session)))):
-                    return done
+        while self._finds(self._due):
             planned = self._db.run(partial(planning.plan, foreign=self._backups.mirrors.has_catalogues))
             done += planned
             if not planned:
                 # Another process plans the rest just now.
-                return done
+                break
+        return done
 
     def repair_clock(self) -> int:
         """Plan anew what was planned while the clock was wrong; return how many policies."""
@@ -208,7 +212,7 @@ class PolicyRuns:
         :param stopping: asked before each one; those that are left are begun by another process.
         """
         with self._db.read() as session:
-            if not session.scalars(self._ready(now(session)).limit(1)).all():
+            if not _ready(session, now(session), 1):
                 return 0
         looked_at, taken = self._db.run(self._take)
         crash_points.reach("policy.taken")
@@ -219,39 +223,6 @@ class PolicyRuns:
             self._begin(run)
         return looked_at
 
-    def _ready(self, moment: datetime) -> Any:
-        """Select the ids of runs that can begin, in their order: each project in turn."""
-        run, policy = models.PolicyRun, models.BackupPolicy
-        other = aliased(run)
-        # Found once, for all policies: a policy has many runs, of which few are on.
-        on = (
-            select(other.policy_id, func.count().label("number"))
-            .where(_is_on(other, moment))
-            .group_by(other.policy_id)
-            .subquery()
-        )
-        own = select(other.policy_id, other.volume_id).where(_is_on(other, moment))
-        volume = models.Volume
-        turn = func.row_number().over(partition_by=run.project_id, order_by=(run.begin_at, run.id))
-        ready = (
-            select(run.id, run.begin_at, turn.label("turn"))
-            .join(policy, policy.id == run.policy_id)
-            .outerjoin(on, on.c.policy_id == run.policy_id)
-            .outerjoin(volume, and_(volume.id == run.volume_id, _is_busy(volume)))
-            .where(
-                _can_begin(run, moment),
-                # One that waits for its own policy's last run is skipped; for others it waits.
-                or_(volume.id.is_(None), tuple_(run.policy_id, run.volume_id).in_(own)),
-                or_(
-                    policy.max_concurrent.is_(None),
-                    func.coalesce(on.c.number, 0) < policy.max_concurrent,
-                    run.volume_id == NO_VOLUME,
-                ),
-            )
-            .subquery()
-        )
-        return select(ready.c.id).order_by(ready.c.turn, ready.c.begin_at, ready.c.id)
-
     def _take(self, session: Session) -> tuple[int, list[Taken]]:
         """Take runs, and choose the ids of their backups; skip those whose volume's last run is still on.
 
@@ -259,7 +230,7 @@ class PolicyRuns:
         """
         moment = now(session)
         run, policy = models.PolicyRun, models.BackupPolicy
-        ids = session.scalars(self._ready(moment).limit(_AT_ONCE)).all()
+        ids = _ready(session, moment, _AT_ONCE)
         owners = session.scalars(select(run.policy_id).where(run.id.in_(ids)).distinct()).all()
         # All that take runs of a policy wait for its row, so its limit holds.
         locked = lock(session, policy, policy.id.in_(owners), skip_locked=True)
@@ -448,6 +419,8 @@ class PolicyRuns:
 
         :returns: whether there is more of that.
         """
+        if not self._finds(self._changed):
+            return False
         self._miss()
         self._cancel_late()
         self._end_runs()
@@ -457,12 +430,9 @@ class PolicyRuns:
         """End the runs that did not begin within their start windows."""
         run = models.PolicyRun
 
-        def passed(moment: datetime) -> ColumnElement[bool]:
-            return and_(run.status == WAITING, run.begin_before <= moment, _is_free(run, moment))
-
         def work(session: Session) -> int:
             moment = now(session)
-            ids = lock(session, run, passed(moment), limit=_BATCH, skip_locked=True)
+            ids = lock(session, run, _is_over(run, moment), limit=_BATCH, skip_locked=True)
             found = session.scalars(select(run).where(run.id.in_(ids)).order_by(run.policy_id)).all()
             made = _backups(session, [one.backup_id for one in found])
             busy = _busy(session, [one.volume_id for one in found])
@@ -478,22 +448,12 @@ class PolicyRuns:
             session.flush()
             return len(ids)
 
-        self._repeat(passed, work)
+        self._repeat(self._over, work)
 
     def _cancel_late(self) -> None:
         """Cancel the backups that are not complete within their windows."""
-        run, backup = models.PolicyRun, models.Backup
-        with self._db.read() as session:
-            late = session.execute(
-                select(run.id, run.backup_id, run.project_id, run.policy_id)
-                .join(backup, backup.id == run.backup_id)
-                .where(
-                    run.status == RUNNING,
-                    run.end_before <= now(session),
-                    backup.status == lifecycle.CREATING,
-                )
-                .limit(_ONE_BY_ONE)
-            ).all()
+        run = models.PolicyRun
+        late = self._db.fetch(self._late, {})
         for run_id, backup_id, project_id, policy_id in late:
             reason = "It was not complete within its completion window."
             told = update(run).where(run.id == run_id, run.status == RUNNING).values(reason=reason)
@@ -507,15 +467,11 @@ class PolicyRuns:
 
     def _end_runs(self) -> None:
         """End the runs whose backups are made, or cannot be."""
-        run, backup = models.PolicyRun, models.Backup
-
-        def ended(_moment: datetime) -> ColumnElement[bool]:
-            going_on = exists().where(backup.id == run.backup_id, backup.status == lifecycle.CREATING)
-            return and_(run.status == RUNNING, ~going_on)
+        run = models.PolicyRun
 
         def work(session: Session) -> int:
             moment = now(session)
-            ids = lock(session, run, ended(moment), limit=_BATCH, skip_locked=True)
+            ids = lock(session, run, _is_made(run), limit=_BATCH, skip_locked=True)
             found = session.scalars(select(run).where(run.id.in_(ids)).order_by(run.policy_id)).all()
             made = _backups(session, [one.backup_id for one in found])
             for one in found:
@@ -523,7 +479,7 @@ class PolicyRuns:
             session.flush()
             return len(ids)
 
-        self._repeat(ended, work)
+        self._repeat(self._made, work)
 
     def _tidy(self) -> bool:
         """Let retention delete what it lets go after each run, some of each project in turn.
@@ -532,18 +488,9 @@ class PolicyRuns:
 
         :returns: whether there is more to do.
         """
-        run, policy = models.PolicyRun, models.BackupPolicy
-        turn = func.row_number().over(partition_by=run.project_id, order_by=(run.ended_at, run.id))
-        ended = and_(run.tidied.is_(False), run.status.in_((OK, FAILED)))
-        waiting = select(run.id, turn.label("turn"), run.ended_at).where(ended).subquery()
+        run = models.PolicyRun
         with self._db.read() as session:
-            found = session.execute(
-                select(run.id, run.volume_id, run.status, policy)
-                .join(waiting, waiting.c.id == run.id)
-                .join(policy, policy.id == run.policy_id)
-                .order_by(waiting.c.turn, waiting.c.ended_at, run.id)
-                .limit(_ONE_BY_ONE)
-            ).all()
+            found = session.execute(_in_turn(), {"most": _ONE_BY_ONE}).all()
             session.expunge_all()
         more = len(found) == _ONE_BY_ONE
         left = _DELETED_AT_ONCE
@@ -641,17 +588,15 @@ class PolicyRuns:
 
             total += self._db.run(work)
 
-    def _repeat(
-        self, condition: Callable[[datetime], ColumnElement[bool]], work: Callable[[Session], int]
-    ) -> None:
+    def _finds(self, question: Select[bool]) -> bool:
+        ((found,),) = self._db.fetch(question, {})
+        return bool(found)
+
+    def _repeat(self, question: Select[bool], work: Callable[[Session], int]) -> None:
         """Repeat a transaction while there are runs for it; if there are none, nothing is written."""
-        while True:
-            with self._db.read() as session:
-                where = condition(now(session))
-                if not session.scalars(select(models.PolicyRun.id).where(where).limit(1)).all():
-                    return
-            if not self._db.run(work):
-                return
+        # What others hold just now, they work on.
+        while self._finds(question) and self._db.run(work) == _BATCH:
+            pass
 
 
 def _member(project_id: str, user_id: str | None, policy_id: str) -> RequestContext:
@@ -659,20 +604,113 @@ def _member(project_id: str, user_id: str | None, policy_id: str) -> RequestCont
     return RequestContext(project_id, user_id or "", ("member",), policy_id=policy_id)
 
 
-def _is_free(run: Any, moment: datetime) -> ColumnElement[bool]:
+def _is_free(run: Any, moment: _Moment) -> ColumnElement[bool]:
     return or_(run.taken_until.is_(None), run.taken_until <= moment)
 
 
-def _can_begin(run: Any, moment: datetime) -> ColumnElement[bool]:
+def _can_begin(run: Any, moment: _Moment) -> ColumnElement[bool]:
     return and_(
         run.status == WAITING, run.begin_at <= moment, run.begin_before > moment, _is_free(run, moment)
     )
 
 
-def _is_on(run: Any, moment: datetime) -> ColumnElement[bool]:
+def _is_on(run: Any, moment: _Moment) -> ColumnElement[bool]:
     """The condition that a run's backup has begun, or is just being begun."""
     taken = and_(run.status == WAITING, run.begin_at <= moment, run.taken_until > moment)
     return or_(run.status == RUNNING, and_(taken, run.volume_id != NO_VOLUME))
+
+
+def _any(*which: Select[*tuple[Any, ...]]) -> Select[bool]:
+    """Ask whether one of these statements finds a row."""
+    return select(or_(*(exists(one.correlate(None)) for one in which)))
+
+
+@cache
+def _can_be_taken() -> Select[str]:
+    """Select the ids of runs that can begin at ``:moment``, ``:most`` of them in their order.
+
+    Each project has its turn.  It is made once: to make it takes longer than to ask.
+    """
+    moment = bindparam("moment", type_=UtcDateTime())
+    run, policy = models.PolicyRun, models.BackupPolicy
+    other = aliased(run)
+    # Found once, for all policies: a policy has many runs, of which few are on.
+    on = (
+        select(other.policy_id, func.count().label("number"))
+        .where(_is_on(other, moment))
+        .group_by(other.policy_id)
+        .subquery()
+    )
+    own = select(other.policy_id, other.volume_id).where(_is_on(other, moment))
+    volume = models.Volume
+    turn = func.row_number().over(partition_by=run.project_id, order_by=(run.begin_at, run.id))
+    ready = (
+        select(run.id, run.begin_at, turn.label("turn"))
+        .join(policy, policy.id == run.policy_id)
+        .outerjoin(on, on.c.policy_id == run.policy_id)
+        .outerjoin(volume, and_(volume.id == run.volume_id, _is_busy(volume)))
+        .where(
+            _can_begin(run, moment),
+            # One that waits for its own policy's last run is skipped; for others it waits.
+            or_(volume.id.is_(None), tuple_(run.policy_id, run.volume_id).in_(own)),
+            or_(
+                policy.max_concurrent.is_(None),
+                func.coalesce(on.c.number, 0) < policy.max_concurrent,
+                run.volume_id == NO_VOLUME,
+            ),
+        )
+        .subquery()
+    )
+    most = bindparam("most", type_=Integer())
+    return select(ready.c.id).order_by(ready.c.turn, ready.c.begin_at, ready.c.id).limit(most)
+
+
+def _ready(session: Session, moment: datetime, most: int) -> Sequence[str]:
+    """Return the ids of runs that can begin, in their order: each project in turn."""
+    return session.scalars(_can_be_taken(), {"moment": moment, "most": most}).all()
+
+
+def _late(moment: ColumnElement[datetime]) -> Select[str, str | None, str, str]:
+    """Select the runs whose backups are not complete within their windows, some of them."""
+    run, backup = models.PolicyRun, models.Backup
+    return (
+        select(run.id, run.backup_id, run.project_id, run.policy_id)
+        .join(backup, backup.id == run.backup_id)
+        .where(run.status == RUNNING, run.end_before <= moment, backup.status == lifecycle.CREATING)
+        .limit(_ONE_BY_ONE)
+    )
+
+
+def _is_over(run: Any, moment: _Moment) -> ColumnElement[bool]:
+    """The condition that a run did not begin within its start window."""
+    return and_(run.status == WAITING, run.begin_before <= moment, _is_free(run, moment))
+
+
+def _is_made(run: Any) -> ColumnElement[bool]:
+    """The condition that a run's backup is made, or cannot be."""
+    backup = models.Backup
+    going_on = exists().where(backup.id == run.backup_id, backup.status == lifecycle.CREATING)
+    return and_(run.status == RUNNING, ~going_on)
+
+
+def _is_untidy(run: Any) -> ColumnElement[bool]:
+    """The condition that a run has ended, and what retention lets go after it may be there."""
+    return and_(run.tidied.is_(False), run.status.in_((OK, FAILED)))
+
+
+@cache
+def _in_turn() -> Select[str, str, str, models.BackupPolicy]:
+    """Select the runs after which retention has something to do, ``:most`` of them, each project in turn."""
+    run, policy = models.PolicyRun, models.BackupPolicy
+    turn = func.row_number().over(partition_by=run.project_id, order_by=(run.ended_at, run.id))
+    waiting = select(run.id, turn.label("turn"), run.ended_at).where(_is_untidy(run)).subquery()
+    return (
+        select(run.id, run.volume_id, run.status, policy)
+        .join(waiting, waiting.c.id == run.id)
+        .join(policy, policy.id == run.policy_id)
+        .order_by(waiting.c.turn, waiting.c.ended_at, run.id)
+        .limit(bindparam("most", type_=Integer()))
+    )
 
 
 def _is_busy(volume: Any) -> ColumnElement[bool]:

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING
 
-from sqlalchemy import ColumnElement, and_, exists, func, not_, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, exists, func, not_, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from backupfw.conf.stores import group_of
@@ -185,30 +186,33 @@ def _in_the_way_of(row: type[models.Task], older: type[models.Task]) -> tuple[Co
     )
 
 
-def due(session: Session) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+def due(moment: ColumnElement[datetime]) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     """The two conditions under which a task can be claimed: its lease has ended, or it is queued and due.
 
     They are separate because each has its own index.
     """
     row = models.Task
-    lost = and_(row.state == RUNNING, row.lease_until <= clock(session))
-    queued = and_(row.state == QUEUED, or_(row.not_before.is_(None), row.not_before <= clock(session)))
+    lost = and_(row.state == RUNNING, row.lease_until <= moment)
+    queued = and_(row.state == QUEUED, or_(row.not_before.is_(None), row.not_before <= moment))
     return lost, queued
 
 
-def waits(session: Session, reach: Reach | None, kinds: Collection[str] | None) -> bool:
-    """Return whether a claim may find a task, by one statement without a lock.
+def question(
+    moment: ColumnElement[datetime], reach: Reach | None, kinds: Collection[str] | None
+) -> Select[bool]:
+    """Ask whether a claim may find a task, without a lock.
 
     It ignores limits, and tasks that wait for older ones.
     """
     row = models.Task
-    found = or_(
-        *(
-            exists(select(row.id).where(way, *_eligible(reach, kinds)).correlate_except(row))
-            for way in due(session)
+    return select(
+        or_(
+            *(
+                exists(select(row.id).where(way, *_eligible(reach, kinds)).correlate_except(row))
+                for way in due(moment)
+            )
         )
     )
-    return bool(session.scalar(select(found)))
 
 
 def next_task(
@@ -220,7 +224,7 @@ def next_task(
         _disown(session)
     room = limits.has_room(session)
     row = models.Task
-    for way in due(session):
+    for way in due(clock(session)):
         for task_id in _in_order(session, and_(way, room, *_eligible(reach, kinds))):
             # Skip a row that another transaction has locked: all other claims would wait with this one.
             if lock(session, row, row.id == task_id, way, skip_locked=True):

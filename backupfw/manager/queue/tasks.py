@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from oslo_log import log
-from sqlalchemy import ColumnElement, CursorResult, and_, delete, func, select, update
+from sqlalchemy import ColumnElement, CursorResult, Select, and_, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from backupfw.context import RequestContext, working_for
@@ -342,6 +342,8 @@ class Tasks:
         self._limits = limits
         #: The claims that were sent and not answered yet, by owner.
         self._unanswered: dict[str, Task] = {}
+        #: What claims ask first; made once, because to make it takes longer than to ask.
+        self._questions: dict[tuple[Reach | None, frozenset[str] | None], Select[bool]] = {}
 
     def claim(
         self,
@@ -364,11 +366,9 @@ class Tasks:
         :param reach: only tasks that such workers can serve, and none while they are disabled; None for
             all.
         """
-        if owner not in self._unanswered:
-            # This costs one statement and no lock, and usually there is no task.
-            with self._db.read() as session:
-                if not claims.waits(session, reach, kinds):
-                    return None
+        # This costs one statement and no lock, and usually there is no task.
+        if owner not in self._unanswered and not self._may_find(reach, kinds):
+            return None
 
         def work(session: Session) -> Task | None:
             sent = self._unanswered.get(owner)
@@ -383,6 +383,13 @@ class Tasks:
         task = self._db.run(work)
         self._unanswered.pop(owner, None)
         return task
+
+    def _may_find(self, reach: Reach | None, kinds: Collection[str] | None) -> bool:
+        which = reach, None if kinds is None else frozenset(kinds)
+        if which not in self._questions:
+            self._questions[which] = claims.question(self._db.clock(), reach, kinds)
+        ((found,),) = self._db.fetch(self._questions[which], {})
+        return bool(found)
 
     def renew(self, owner: str, held: Collection[Task], lease_seconds: float) -> dict[int, bool]:
         """Keep an owner's tasks for ``lease_seconds`` from now, however many they are, all at once.

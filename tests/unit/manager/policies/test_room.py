@@ -13,6 +13,7 @@ from sqlalchemy import text
 from backupfw.db import models
 from backupfw.db.session import now
 from backupfw.errors import QuotaExceeded
+from backupfw.manager.policies import runs as policy_runs
 from tests.unit.manager.policies.support import PolicyWorld
 from tests.unit.manager.support import check_audit, check_consistent
 
@@ -236,9 +237,8 @@ def test_of_two_policies_on_one_volume_the_second_waits_its_turn(world: PolicyWo
 def test_runs_that_wait_are_not_compared_with_all_that_are_on(world: PolicyWorld) -> None:
     """With thousands of both, workers were busy with nothing else."""
     with world.db.read() as session:
-        ready = world.runs._ready(now(session)).compile(
-            world.db.engine, compile_kwargs={"literal_binds": True}
-        )
+        ready = policy_runs._can_be_taken().params(moment=now(session), most=1)
+        ready = ready.compile(world.db.engine, compile_kwargs={"literal_binds": True})
         plan = [row[3] for row in session.execute(text(f"EXPLAIN QUERY PLAN {ready}"))]
     assert any(step.startswith("SEARCH") and "LEFT-JOIN" in step for step in plan)
     assert [step for step in plan if step.startswith("SCAN") and "LEFT-JOIN" in step] == []
