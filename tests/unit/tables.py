@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from functools import cache
 
 from backupfw.db.models import Base
@@ -12,25 +13,23 @@ def create_tables(db: Database) -> None:
     """Make all tables that are not there.
 
     The migrations make the same ones (``tests/unit/db`` shows it), only slower.  SQLAlchemy needs longer to
-    write the statements than SQLite to carry them out, so they are kept.
+    make them than SQLite to copy a database that has them.
     """
     if db.backend == "sqlite":
-        with db.engine.begin() as connection:
+        with db.engine.connect() as connection:
             if not connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar():
-                for statement in _statements():
-                    connection.exec_driver_sql(statement)
+                connection.rollback()
+                _template().backup(connection.connection.driver_connection)
                 return
     Base.metadata.create_all(db.engine)
 
 
 @cache
-def _statements() -> tuple[str, ...]:
+def _template() -> sqlite3.Connection:
     db = Database("sqlite://")
     Base.metadata.create_all(db.engine)
+    made = sqlite3.connect(":memory:", check_same_thread=False)
     with db.engine.connect() as connection:
-        found = connection.exec_driver_sql(
-            "SELECT sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'"
-        ).scalars()
-        statements = tuple(found)
+        connection.connection.driver_connection.backup(made)
     db.close()
-    return statements
+    return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import uuid
 import weakref
+from collections import defaultdict
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -306,7 +307,11 @@ def check_consistent(world: World) -> None:
     with world.db.read() as session:
         queued = list(session.scalars(select(models.Task)))
         live = [task for task in queued if not task.cancel]
+        manifests = {one.id: one for one in session.scalars(select(models.Manifest))}
+        naming: defaultdict[str | None, list[models.Backup]] = defaultdict(list)
+        writing = {one.base_id for one in manifests.values() if one.state == lifecycle.WRITING}
         for backup in session.scalars(select(models.Backup).where(models.Backup.deleted.is_(False))):
+            naming[backup.manifest_id].append(backup)
             mine = [task for task in live if task.resource_id == backup.id]
             kinds = {task.kind for task in mine}
             expected = {
@@ -316,9 +321,7 @@ def check_consistent(world: World) -> None:
                 lifecycle.ERROR_DELETING: [{tasks.BACKUP_DELETE}],
             }.get(backup.status, [set()])
             note(kinds in expected and len(mine) <= 1, f"backup {backup.status} has tasks {kinds}")
-            manifest = (
-                None if backup.manifest_id is None else session.get(models.Manifest, backup.manifest_id)
-            )
+            manifest = manifests.get(backup.manifest_id or "")
             if backup.status in (lifecycle.AVAILABLE, lifecycle.RESTORING):
                 note(manifest is not None and manifest.state == lifecycle.LIVE, "available without data")
         for volume in session.scalars(select(models.Volume).where(models.Volume.deleted.is_(False))):
@@ -330,23 +333,14 @@ def check_consistent(world: World) -> None:
             else:
                 note(not occupied, f"volume {volume.status} is occupied")
                 note(volume.previous_status is None, "previous status left behind")
-        for manifest in session.scalars(select(models.Manifest)):
-            named = session.scalars(
-                select(models.Backup).where(
-                    models.Backup.manifest_id == manifest.id, models.Backup.deleted.is_(False)
-                )
-            ).all()
-            children = session.scalars(
-                select(models.Manifest).where(
-                    models.Manifest.base_id == manifest.id, models.Manifest.state == lifecycle.WRITING
-                )
-            ).all()
+        for manifest in manifests.values():
+            named, is_base = naming[manifest.id], manifest.id in writing
             if manifest.state == lifecycle.LIVE:
-                note(bool(named or children), "a live manifest that nothing names")
+                note(bool(named or is_base), "a live manifest that nothing names")
             elif manifest.state == lifecycle.WRITING:
                 note(len(named) == 1 and named[0].status == lifecycle.CREATING, "writing for nobody")
             elif manifest.state == lifecycle.RELEASED:
-                note(not children, "a child of a released manifest is being written")
+                note(not is_base, "a child of a released manifest is being written")
                 cleaners = [
                     task
                     for task in queued
