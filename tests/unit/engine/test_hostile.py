@@ -57,7 +57,7 @@ def test_origins_without_end_take_no_memory() -> None:
     head = pages(world.objects[key])[0]
     count, size = 0, 60_000
     content = [head]
-    for page in range(24):
+    for page in range(8):
         table = [f"inst/p/v/b/0.0-{page * size + number:016x}" for number in range(size)]
         content.append((3, encode_origins(table)))
         count += size

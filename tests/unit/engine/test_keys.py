@@ -33,6 +33,20 @@ def test_every_key_parses_to_what_it_was_built_from(origin: keys.Origin, segment
     assert keys.parse(keys.map_key(text, segment)) == keys.ParsedKey(text, "map", segment)
     assert keys.parse(keys.pack_key(text, segment, number)) == keys.ParsedKey(text, "pack", segment, number)
     assert naming.key_problem(keys.pack_key(text, segment, number)) is None
+    for key in (keys.manifest_key(text), keys.map_key(text, segment), keys.pack_key(text, segment, number)):
+        assert keys.origin_of(key) == text
+        assert keys.is_of_backups(key)
+        assert not keys.is_data_key(key)
+
+
+def test_the_key_of_a_data_key_is_below_its_volume_and_of_backups() -> None:
+    key = keys.data_key_key("i/p/v/", "0123456789abcdef" * 2)
+    assert key == "i/p/v/keys/0123456789abcdef0123456789abcdef"
+    assert keys.is_data_key(key)
+    assert keys.is_of_backups(key)
+    for other in (key[:-1], f"{key}0", f"x/{key}", key.replace("keys", "key"), key.replace("f", "F")):
+        assert not keys.is_data_key(other)
+        assert not keys.is_of_backups(other)
 
 
 GOOD = "i/p/v/b/0.1-0123456789abcdef"

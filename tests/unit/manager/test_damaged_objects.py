@@ -13,7 +13,7 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from backupfw.cmd import catalogue, meters
-from backupfw.db import models
+from backupfw.db import locks, models
 from backupfw.db.digest import object_digest
 from backupfw.db.locks import lock
 from backupfw.db.session import Database
@@ -57,10 +57,12 @@ class Pair:
         self.outcomes.damaged_objects.record_verification(manifest_id, begun, FULL, OK, named)
 
 
-def test_an_object_leaves_the_list_with_its_last_mark(world: World) -> None:
+def test_an_object_leaves_the_list_with_its_last_mark(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (damaged_objects, locks):
+        monkeypatch.setattr(module, "_BATCH", 10)
     pair = Pair(world)
     outcomes, first, second = pair.outcomes, pair.first, pair.second
-    keys = [f"key/{number}" for number in range(1201)]
+    keys = [f"key/{number}" for number in range(25)]
     for key in keys:
         pair.found(key, first)
     (sharer,) = outcomes.damaged_objects.sharers(first)

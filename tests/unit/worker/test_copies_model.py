@@ -334,6 +334,7 @@ def test_any_history_of_copies(machine: type[Copies]) -> None:
 
 
 @pytest.mark.check
+@pytest.mark.parametrize("machine", ["clear"], indirect=True)
 def test_many_histories_of_copies(machine: type[Copies]) -> None:
     cases = (
         *("killed", "waits", "promoted", "removed available", "removed copying", "a store was down"),
