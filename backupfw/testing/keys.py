@@ -268,7 +268,7 @@ class KeyStoreTests:
 
     def test_k8_killed_while_keys_are_destroyed(self, server: Any, keys: KeyStore) -> None:
         def fresh() -> tuple[Sequence[str]]:
-            return ([keys.create("project") for _ in range(40)],)
+            return ([keys.create("project") for _ in range(15)],)
 
         kept = keys.create("project")
         wrapped = keys.wrap(kept, _SECRET, _CONTEXT)

@@ -5,8 +5,13 @@ from __future__ import annotations
 import sqlite3
 from functools import cache
 
+from sqlalchemy import MetaData, text
+
 from backupfw.db.models import Base
 from backupfw.db.session import Database
+
+#: The databases of servers that have all tables.
+_with_tables: set[str] = set()
 
 
 def create_tables(db: Database) -> None:
@@ -15,6 +20,8 @@ def create_tables(db: Database) -> None:
     The migrations make the same ones (``tests/unit/db`` shows it), only slower.  SQLAlchemy needs longer to
     make them than SQLite to copy a database that has them.
     """
+    if str(db.engine.url) in _with_tables:
+        return
     if db.backend == "sqlite":
         with db.engine.connect() as connection:
             if not connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar():
@@ -22,6 +29,30 @@ def create_tables(db: Database) -> None:
                 _template().backup(connection.connection.driver_connection)
                 return
     Base.metadata.create_all(db.engine)
+
+
+def remove_tables(db: Database) -> None:
+    """Leave nothing in the database of a server, whatever a test has made there."""
+    _with_tables.discard(str(db.engine.url))
+    found = MetaData()
+    found.reflect(db.engine)
+    found.drop_all(db.engine)
+
+
+def remove_rows(db: Database) -> None:
+    """Leave in the database of a server all tables, and no row: it makes and removes tables in seconds."""
+    if str(db.engine.url) not in _with_tables:
+        remove_tables(db)
+        create_tables(db)
+        _with_tables.add(str(db.engine.url))
+        return
+    with db.engine.begin() as connection:
+        if db.backend == "mysql":
+            connection.execute(text("SET foreign_key_checks = 0"))
+        for table in reversed(Base.metadata.sorted_tables):
+            connection.execute(table.delete())
+        if db.backend == "mysql":
+            connection.execute(text("SET foreign_key_checks = 1"))
 
 
 @cache

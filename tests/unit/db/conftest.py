@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import MetaData
 
 from backupfw.db.session import Database
 from tests.servers import databases
 from tests.servers.directory import server_directory
+from tests.unit.tables import remove_rows, remove_tables
 
 
 @pytest.fixture(scope="session")
@@ -41,22 +41,34 @@ def mariadb_url() -> Iterator[str]:
             yield url
 
 
-@pytest.fixture(
-    params=[
-        "sqlite",
-        pytest.param("postgresql", marks=pytest.mark.server),
-        pytest.param("mariadb", marks=pytest.mark.server),
-    ]
+KINDS = (
+    "sqlite",
+    pytest.param("postgresql", marks=pytest.mark.server),
+    pytest.param("mariadb", marks=pytest.mark.server),
 )
+
+
+@pytest.fixture(params=KINDS)
 def db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """An empty database of each kind."""
     with opened(request, tmp_path) as database:
+        if database.backend != "sqlite":
+            remove_tables(database)
+        yield database
+
+
+@pytest.fixture(params=KINDS)
+def any_db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """A database of each kind without rows, for tests that call ``create_tables``."""
+    with opened(request, tmp_path) as database:
+        if database.backend != "sqlite":
+            remove_rows(database)
         yield database
 
 
 @contextmanager
 def opened(request: pytest.FixtureRequest, directory: Path) -> Iterator[Database]:
-    """An empty database of the kind that a fixture's parameter names.
+    """A database of the kind that a fixture's parameter names, as the test before has left it.
 
     :param directory: for a SQLite file.
     """
@@ -65,13 +77,5 @@ def opened(request: pytest.FixtureRequest, directory: Path) -> Iterator[Database
     else:
         url = request.getfixturevalue(f"{request.param}_url")
     database = Database(url)
-    if request.param != "sqlite":
-        _empty(database)
     yield database
     database.close()
-
-
-def _empty(database: Database) -> None:
-    found = MetaData()
-    found.reflect(database.engine)
-    found.drop_all(database.engine)

@@ -8,14 +8,18 @@ from typing import Any
 from sqlalchemy import insert, select, update
 
 from backupfw.context import RequestContext
-from backupfw.db import migrate, models
+from backupfw.db import models
 from backupfw.db.session import Database, now
 from backupfw.manager.queue import tasks
 from backupfw.manager.usecases import stores
 from backupfw.manager.usecases.overview import Overview
 from backupfw.manager.usecases.sessions import SessionManager
 from backupfw.manager.usecases.stores import StoreManager
+from tests.unit.db.conftest import any_db as db
 from tests.unit.manager.support import make_conf
+from tests.unit.tables import create_tables
+
+__all__ = ["db"]
 
 ADMIN = RequestContext("demo", "root", ["admin"], is_admin=True)
 USER = RequestContext("demo", "alice", ["reader"])
@@ -54,7 +58,7 @@ def _fill(db: Database) -> None:
 
 
 def test_what_runs_is_read(db: Database) -> None:
-    migrate.sync(db)
+    create_tables(db)
     _fill(db)
     for who in (ADMIN, USER):
         work = Overview(db, _conf()).work(who)
@@ -66,7 +70,7 @@ def test_what_runs_is_read(db: Database) -> None:
 
 
 def test_what_stores_hold_is_recorded(db: Database) -> None:
-    migrate.sync(db)
+    create_tables(db)
     _fill(db)
     manager, row = StoreManager(db, _conf()), models.StoreUsage
     assert manager.record()
@@ -84,7 +88,7 @@ def test_what_stores_hold_is_recorded(db: Database) -> None:
 
 
 def test_sessions_are_found_until_they_end(db: Database) -> None:
-    migrate.sync(db)
+    create_tables(db)
     manager, row = SessionManager(db), models.ConsoleSession
     manager.begin("digest", b"sealed")
     assert manager.find("digest", uses=False) == b"sealed"

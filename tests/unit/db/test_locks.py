@@ -7,12 +7,16 @@ import threading
 from sqlalchemy import select
 
 from backupfw.db import locks
-from backupfw.db.models import Base, Project, Quota
+from backupfw.db.models import Project, Quota
 from backupfw.db.session import Database
+from tests.unit.db.conftest import any_db as db
+from tests.unit.tables import create_tables
+
+__all__ = ["db"]
 
 
 def test_whoever_puts_a_row_at_the_same_moment_overwrites_it(db: Database) -> None:
-    Base.metadata.create_all(db.engine)
+    create_tables(db)
     count = 8
     barrier = threading.Barrier(count)
     errors: list[BaseException] = []
@@ -39,7 +43,7 @@ def test_whoever_puts_a_row_at_the_same_moment_overwrites_it(db: Database) -> No
 
 
 def test_put_overwrites_what_the_session_knows(db: Database) -> None:
-    Base.metadata.create_all(db.engine)
+    create_tables(db)
     with db.write() as session:
         locks.put(session, Quota, [])
         locks.put(session, Quota, [{"project_id": "p", "resource": "r", "hard_limit": 1}])
@@ -54,7 +58,7 @@ def test_put_overwrites_what_the_session_knows(db: Database) -> None:
 
 
 def test_a_lock_returns_the_keys_in_order_and_has_the_rows_read_anew(db: Database) -> None:
-    Base.metadata.create_all(db.engine)
+    create_tables(db)
     with db.write() as session:
         session.add_all(Project(id=name) for name in ("c", "a", "b"))
     with db.write() as session:

@@ -36,8 +36,9 @@ from backupfw.manager.usecases.overview import Overview
 from backupfw.manager.usecases.snapshots import SnapshotManager
 from backupfw.manager.usecases.transfers import TransferManager
 from backupfw.manager.usecases.volumes import VolumeManager
-from tests.unit.db.conftest import opened
+from tests.unit.db.conftest import KINDS, opened
 from tests.unit.manager.support import make_conf
+from tests.unit.tables import remove_tables
 
 pytestmark = pytest.mark.check
 
@@ -129,15 +130,13 @@ def _fill(db: Database) -> None:
 
 @pytest.fixture(
     scope="module",
-    params=[
-        "sqlite",
-        pytest.param("postgresql", marks=pytest.mark.server),
-        pytest.param("mariadb", marks=pytest.mark.server),
-    ],
+    params=KINDS,
 )
 def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     """A database of each kind with a project's rows among those of others."""
     with opened(request, tmp_path_factory.mktemp("plans")) as database:
+        if database.backend != "sqlite":
+            remove_tables(database)
         _fill(database)
         yield database
 

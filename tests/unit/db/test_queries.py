@@ -11,13 +11,17 @@ import pytest
 from backupfw.db import models, queries
 from backupfw.db.session import Database
 from backupfw.errors import InvalidInput, MarkerNotFound
+from tests.unit.db.conftest import any_db as db
+from tests.unit.tables import create_tables
+
+__all__ = ["db"]
 
 START = datetime(2026, 1, 1)
 
 
 def fill(db: Database, number: int, seed: int = 1) -> list[models.Backup]:
     """Enter backups with many equal and many missing values."""
-    models.Base.metadata.create_all(db.engine)
+    create_tables(db)
     chance = random.Random(seed)
     with db.write() as session:
         for _ in range(number):
@@ -152,6 +156,6 @@ def test_a_marker_that_was_deleted_meanwhile_keeps_its_place(db: Database) -> No
 
 @pytest.mark.parametrize("sort", [[("nonsense", "asc")], [("name", "up")], [("deleted", "asc")]])
 def test_unknown_sort_keys_and_directions_are_refused(db: Database, sort: list[tuple[str, str]]) -> None:
-    models.Base.metadata.create_all(db.engine)
+    create_tables(db)
     with pytest.raises(InvalidInput):
         names(db, sort=sort)

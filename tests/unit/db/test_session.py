@@ -21,12 +21,16 @@ from backupfw.db import models
 from backupfw.db import session as session_module
 from backupfw.db.session import Database
 from tests.servers.ports import free_port
+from tests.unit.db.conftest import any_db as db
 from tests.unit.db.lost_answers import lost_answers
+from tests.unit.tables import create_tables
+
+__all__ = ["db"]
 
 
 @pytest.fixture(autouse=True)
 def _tables(db: Database) -> None:
-    models.Base.metadata.create_all(db.engine)
+    create_tables(db)
 
 
 def _count(db: Database) -> int:

@@ -18,13 +18,17 @@ from backupfw.db.installation import ensure_installation
 from backupfw.db.session import Database
 from backupfw.db.trouble import Trouble
 from backupfw.errors import DatabaseUnwritable
+from tests.unit.db.conftest import any_db as db
+from tests.unit.tables import create_tables
+
+__all__ = ["db"]
 
 REPEATED = {Trouble.CONFLICT: DBDeadlock, Trouble.AWAY: DBConnectionError}
 
 
 @pytest.fixture(autouse=True)
 def _hasty(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    models.Base.metadata.create_all(db.engine)
+    create_tables(db)
     monkeypatch.setattr(session_module, "_REPETITIONS", 2)
     monkeypatch.setattr(session_module.time, "sleep", lambda _seconds: None)
 

@@ -15,6 +15,7 @@ from backupfw.errors import InvalidInput
 from backupfw.manager.operators import recovery
 from backupfw.manager.operators.recovery import ENTERED, KNOWN, Found
 from backupfw.manager.rules.found_manifests import ManifestFacts
+from tests.unit.tables import create_tables
 
 OLD = "00000000-0000-4000-8000-00000000000a"
 VOLUME = "00000000-0000-4000-8000-0000000000ff"
@@ -22,7 +23,7 @@ VOLUME = "00000000-0000-4000-8000-0000000000ff"
 
 @pytest.fixture
 def db(any_db: Database) -> Database:
-    models.Base.metadata.create_all(any_db.engine)
+    create_tables(any_db)
     any_db.run(ensure_installation)
     return any_db
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from backupfw.db import locks
 from backupfw.db.digest import object_digest
-from backupfw.db.models import Backup, Base, DamagedObject, Manifest, Task, Volume, VolumeMetadata
+from backupfw.db.models import Backup, DamagedObject, Manifest, Task, Volume, VolumeMetadata
 from backupfw.db.session import Database, now
 from backupfw.manager import metadata
 from backupfw.manager.lineage import manifests
@@ -21,6 +21,7 @@ from backupfw.manager.outcomes.backups import RestoredVolume
 from backupfw.manager.outcomes.creating import CreatePlan, CreateTasks
 from tests.unit.manager.support import World
 from tests.unit.manager.test_manifests import manifest
+from tests.unit.tables import create_tables
 
 Result = TypeVar("Result")
 
@@ -63,7 +64,7 @@ def while_it_waits(
 def server_db(any_db: Database) -> Database:
     if any_db.backend == "sqlite":
         pytest.skip("declared: servers only, SQLite takes one writer at a time")
-    Base.metadata.create_all(any_db.engine)
+    create_tables(any_db)
     return any_db
 
 
