@@ -23,6 +23,7 @@ T = TypeVar("T")
 _search = cache(importlib.metadata.entry_points)
 
 
+@cache
 def entry_points(group: str) -> importlib.metadata.EntryPoints:
     """Return what installed distributions bring of a group, as it was at the first call for any group."""
     return _search().select(group=group)
@@ -104,7 +105,7 @@ class Plugins(Generic[T]):
         return list(entry_points(self.group))
 
     def _duplicate_problem(self, points: list[importlib.metadata.EntryPoint]) -> str | None:
-        if len({(_distribution(point)[0], point.value) for point in points}) < 2:
+        if len(points) < 2 or len({(_distribution(point)[0], point.value) for point in points}) < 2:
             return None
         owners = " and ".join(sorted(f"{_distribution(point)[0]} ({point.value})" for point in points))
         return f"{self._noun} {points[0].name!r} is brought by {owners}; uninstall one of them"
@@ -154,7 +155,13 @@ class Plugins(Generic[T]):
 
 
 def _distribution(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
-    return (point.dist.name, point.dist.version) if point.dist is not None else ("unknown", "unknown")
+    return _named(point.dist) if point.dist is not None else ("unknown", "unknown")
+
+
+@cache
+def _named(distribution: importlib.metadata.Distribution) -> tuple[str, str]:
+    """Return name and version; each is a pass over the whole metadata, ms of processor time."""
+    return distribution.name, distribution.version
 
 
 def _raise(manager: object, point: importlib.metadata.EntryPoint, error: BaseException) -> None:  # noqa: ARG001
