@@ -19,6 +19,7 @@ from backupfw.cmd import main as command
 from backupfw.conf import logging
 from backupfw.context import RequestContext
 from backupfw.manager.usecases.backups import BackupManager
+from backupfw.testing import operator
 from tests.waiting import wait_until
 
 CTX = RequestContext("demo", "tester", frozenset({"admin"}), is_admin=True)
@@ -34,6 +35,12 @@ class Outcome:
 
 
 Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def few_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a check of a store make few objects to list: that it makes more than a page is in test_store.py."""
+    monkeypatch.setattr(operator, "LISTED", 30)
 
 
 @pytest.fixture

@@ -215,6 +215,7 @@ def test_installed_providers_are_listed(run: Run, configure: Path) -> None:
     }
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_a_back_end_is_checked(run: Run, configure: Path, tmp_path: Path) -> None:
     done = run("volume", "check", "fast")
     assert (done.status, done.err) == (0, "")
@@ -239,6 +240,7 @@ def test_a_back_end_is_checked(run: Run, configure: Path, tmp_path: Path) -> Non
     assert "volume back end fast: ok\n" in checked.out
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_a_check_says_what_does_not_work_and_cleans_up(
     run: Run, configure: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -341,6 +343,7 @@ def test_a_check_of_what_is_not_there(run: Run, configure: Path, tmp_path: Path)
     assert "section [volumes:fast]: option volumes_dir:" in done.err
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_a_back_end_that_cannot_be_opened_ends_no_report(
     run: Run, configure: Path, state: Path, tmp_path: Path
 ) -> None:

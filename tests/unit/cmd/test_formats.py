@@ -148,6 +148,7 @@ def test_a_terminal_gets_a_table_and_a_script_the_text_that_it_reads(
     assert run("audit").out == "nothing wrong\n"
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_checks_are_records_and_the_status_says_whether_all_hold(run: Run, state: Path) -> None:
     state.mkdir()
     conf = state / "backupfw.conf"

@@ -55,6 +55,7 @@ def of_keys(out: str) -> list[tuple[str, str]]:
     return [(one["result"], one["detail"]) for one in json.loads(out) if one["check"] == "key store"]
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_config_check_uses_the_key_store(run: Run, state: Path) -> None:
     assert "key store: driver file\n" in run("config", "check").out
     done = run("config", "check", "--connect")
@@ -74,6 +75,7 @@ def test_config_check_uses_the_key_store(run: Run, state: Path) -> None:
     assert connected[0] == "failed"
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_config_check_without_a_key_store(run: Run, tmp_path: Path) -> None:
     conf = tmp_path / "own.conf"
     conf.write_text(

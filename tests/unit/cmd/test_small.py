@@ -128,6 +128,7 @@ def test_a_store_that_is_not_enabled(run: Run) -> None:
         assert "enabled: main" in done.err
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_store_check_leaves_nothing(run: Run, state: Path) -> None:
     done = run("store", "check", "main")
     assert done.status == 0, done.out
@@ -142,6 +143,7 @@ def test_store_check_of_a_broken_store(run: Run, state: Path) -> None:
     assert done.out.splitlines()[-1] == "store main: NOT ok"
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_config_check_connect_asks_database_and_stores(run: Run, state: Path) -> None:
     done = run("config", "check", "--connect")
     assert done.status == 0, done.out

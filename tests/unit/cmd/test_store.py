@@ -173,9 +173,9 @@ def test_options_that_a_driver_refuses_show_no_secret(run: Run, configure: Path)
 # ---- locks and older versions ------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_check_proves_locks(run: Run, configure: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operator, "LOCKED", 0.2)
-    monkeypatch.setattr(operator, "LISTED", 30)
     configure.write_text("[store:main]\ndriver = memory\nlock_days = 30\n")
     done = run("store", "check", "main")
     assert done.status == 0
