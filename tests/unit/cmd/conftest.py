@@ -6,8 +6,9 @@ import argparse
 import io
 import random
 import shutil
-from collections.abc import Callable
-from contextlib import redirect_stdout
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from backupfw.cmd import configure, database, service
 from backupfw.cmd import main as command
 from backupfw.conf import logging
 from backupfw.context import RequestContext
+from backupfw.db import migrate
+from backupfw.db.session import Database
 from backupfw.manager.usecases.backups import BackupManager
 from backupfw.testing import operator
 from tests.waiting import wait_until
@@ -35,6 +38,32 @@ class Outcome:
 
 
 Run = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with the tables of this release, made by all migrations, and nothing else."""
+    path = tmp_path_factory.mktemp("migrated") / "backupfw.sqlite"
+    with closing(Database(f"sqlite:///{path}")) as db:
+        migrate._upgrade(db)
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _migrations_run_once(migrated: Path) -> Iterator[None]:
+    """Let a new SQLite file get its tables from one that has them: nearly each test makes an instance."""
+    upgrade = migrate._upgrade
+
+    def copy(db: Database) -> None:
+        if db.backend == "sqlite" and migrate.version(db) is None:
+            with closing(sqlite3.connect(migrated)) as made, closing(db.engine.raw_connection()) as empty:
+                made.backup(empty.driver_connection)
+        else:
+            upgrade(db)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(migrate, "_upgrade", copy)
+        yield
 
 
 @pytest.fixture
