@@ -128,14 +128,12 @@ def load(
     if len(conf.enabled_stores) == 1:
         conf.set_default("default_store", conf.enabled_stores[0])
     validate.check_together(conf)
-    listed += identity.register_opts(conf)
-    listed += _register_plug_ins(conf, plug_ins, profile)
+    further = [*identity.register_opts(conf), *_register_plug_ins(conf, plug_ins, profile)]
     placement.register_opts(conf)
-    listed += placement.sections(conf)
+    further += placement.sections(conf)
     quiesce.register_opts(conf)
-    listed += quiesce.sections(conf)
-    sections = validate.merge(listed)
-    validate.check_values(conf, sections)
+    further += quiesce.sections(conf)
+    validate.check_values(conf, validate.merge(further))
     identity.check(conf)
     alerts.check(conf)
     problem = naming.container_problem(conf.backup.container)
@@ -146,7 +144,7 @@ def load(
     }
     stores.check(conf, drivers)
     placement.check(conf, drivers)
-    unused = validate.check_names(files, sections)
+    unused = validate.check_names(files, validate.merge([*listed, *further]))
     if keys.GROUP in unused:
         raise ConfigError(f"section [{keys.GROUP}], option driver: needs a value; {keys.NEEDED}")
     if conf.transport_url or conf[messaging.GROUP].driver:

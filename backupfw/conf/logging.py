@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import cache
 
 from oslo_config import cfg
 from oslo_log import log
@@ -46,8 +47,9 @@ class RequestFilter(logging.Filter):
         return True
 
 
-def list_opts() -> list[tuple[str, Sequence[cfg.Opt]]]:
-    """Return ``(section, options)`` pairs for validation."""
+@cache
+def list_opts() -> Sequence[tuple[str, Sequence[cfg.Opt]]]:
+    """Return ``(section, options)`` pairs for validation, as :func:`libraries.list_opts`."""
     (entry,) = entry_points("oslo.config.opts").select(name="oslo.log")
     return [("DEFAULT", tuple(opts)) for _section, opts in entry.load()()]
 
