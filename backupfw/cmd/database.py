@@ -190,20 +190,8 @@ def prepare(conf: cfg.ConfigOpts, make: bool = False, upgrade: bool = False) -> 
     :raises ConfigError: the database is older or newer than this release, or of another installation, or as
         :func:`connect`.
     """
-    from backupfw.db import migrate
-
-    on_this_host = _sqlite_file(conf) is not None
-    db = connect(conf, make)
-    try:
-        if on_this_host and (upgrade or (make and migrate.version(db) is None)):
-            migrate.sync(db, conf.installation_id)
-            return
-        migrate.check(db)
-        if on_this_host and conf.installation_id:
-            # The schema is up to date: this only compares the installation's id.
-            migrate.sync(db, conf.installation_id)
-    finally:
-        db.close()
+    with closing(connect(conf, make)) as db:
+        _fit(conf, db, make, upgrade)
 
 
 @contextmanager
@@ -213,12 +201,22 @@ def opened(conf: cfg.ConfigOpts, make: bool = False) -> Iterator[Database]:
     :param make: as for :func:`connect`.
     :raises ConfigError: as :func:`prepare`.
     """
-    prepare(conf, make)
-    db = connect(conf)
-    try:
+    with closing(connect(conf, make)) as db:
+        _fit(conf, db, make)
         yield db
-    finally:
-        db.close()
+
+
+def _fit(conf: cfg.ConfigOpts, db: Database, make: bool, upgrade: bool = False) -> None:
+    from backupfw.db import migrate
+
+    on_this_host = _sqlite_file(conf) is not None
+    if on_this_host and (upgrade or (make and migrate.version(db) is None)):
+        migrate.sync(db, conf.installation_id)
+        return
+    migrate.check(db)
+    if on_this_host and conf.installation_id:
+        # The schema is up to date: this only compares the installation's id.
+        migrate.sync(db, conf.installation_id)
 
 
 def plain(record: Any) -> dict[str, Any]:
