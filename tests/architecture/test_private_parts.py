@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ast
-import functools
 import importlib
 import importlib.metadata
 import pkgutil
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 from types import ModuleType
 
@@ -53,10 +52,14 @@ def is_ours(module: str | None) -> bool:
     return (module or "").split(".")[0].startswith("backupfw")
 
 
-def defined(tree: ast.AST) -> set[str]:
+def nodes_of(source: str) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(source)))
+
+
+def defined(nodes: Iterable[ast.AST]) -> set[str]:
     """Return the private names that a file's own classes and functions give to attributes and parameters."""
     found: set[str] = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             found.add(node.name)
         elif isinstance(node, ast.arg):
@@ -74,18 +77,15 @@ def is_self(node: ast.expr) -> bool:
     return isinstance(node, ast.Name) and node.id in ("self", "cls")
 
 
-@functools.cache
-def defined_anywhere() -> frozenset[str]:
-    """Return the private names that classes and functions of any file here give, for what is inherited."""
-    return frozenset().union(*(defined(ast.parse(path.read_text())) for path in source_files()))
+def touched(nodes: Iterable[ast.AST], own: Set[str]) -> Iterator[tuple[str, bool]]:
+    """Yield the private names of others that a file uses, and whether as an attribute of its own objects.
 
-
-def touched(tree: ast.AST) -> Iterator[str]:
-    """Yield the private names of others that a file uses; a name of the file's own classes is no other's."""
-    own = defined(tree)
-    for node in ast.walk(tree):
+    A name of the file's own classes is no other's.
+    """
+    for node in nodes:
+        of_self = isinstance(node, ast.Attribute) and is_self(node.value)
         if isinstance(node, ast.Attribute):
-            names = [] if is_self(node.value) and node.attr in defined_anywhere() else [node.attr]
+            names = [node.attr]
         elif isinstance(node, ast.keyword):
             names = [node.arg or ""]
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in BY_NAME:
@@ -93,12 +93,12 @@ def touched(tree: ast.AST) -> Iterator[str]:
             names = [name.value] if isinstance(name, ast.Constant) else []
         else:
             continue
-        yield from (name for name in names if is_private(name) and name not in own)
+        yield from ((name, of_self) for name in names if is_private(name) and name not in own)
 
 
-def imported(tree: ast.AST) -> Iterator[str]:
+def imported(nodes: Iterable[ast.AST]) -> Iterator[str]:
     """Yield the private modules and names of libraries that a file imports, or names in a text."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             paths = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -145,11 +145,16 @@ def overridden() -> Iterator[tuple[str, str]]:
 
 
 def found() -> set[tuple[str, str]]:
-    pairs = set(overridden())
+    pairs, anywhere, of_self = set(overridden()), set[str](), set[tuple[str, str]]()
     for path in source_files():
-        tree = ast.parse(path.read_text())
-        pairs |= {(str(path.relative_to(ROOT)), name) for name in (*touched(tree), *imported(tree))}
-    return pairs
+        file, nodes = str(path.relative_to(ROOT)), nodes_of(path.read_text())
+        own = defined(nodes)
+        anywhere |= own
+        pairs |= {(file, name) for name in imported(nodes)}
+        for name, own_object in touched(nodes, own):
+            (of_self if own_object else pairs).add((file, name))
+    # What a class of another file here defines is inherited.
+    return pairs | {(file, name) for file, name in of_self if name not in anywhere}
 
 
 def rows() -> list[re.Match[str]]:
@@ -195,8 +200,8 @@ def test_each_has_a_bound_that_the_distribution_declares_and_that_ends_somewhere
     ],
 )
 def test_a_private_part_is_found_in_every_form(source: str, name: str) -> None:
-    tree = ast.parse(source)
-    assert [*touched(tree), *imported(tree)] == [name]
+    nodes = nodes_of(source)
+    assert [*(name for name, _ in touched(nodes, defined(nodes))), *imported(nodes)] == [name]
 
 
 @pytest.mark.parametrize(
@@ -213,5 +218,5 @@ def test_a_private_part_is_found_in_every_form(source: str, name: str) -> None:
     ],
 )
 def test_what_is_ones_own_or_documented_is_no_private_part(source: str) -> None:
-    tree = ast.parse(source)
-    assert [*touched(tree), *imported(tree)] == []
+    nodes = nodes_of(source)
+    assert [*touched(nodes, defined(nodes)), *imported(nodes)] == []

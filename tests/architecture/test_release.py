@@ -68,12 +68,12 @@ def runtime_requirements() -> dict[str, list[str]]:
 @cache
 def owners() -> dict[str, str]:
     """Each installed file to the project that it came with."""
-    return {
-        str(path): plain_name(distribution.metadata["Name"])
-        for distribution in metadata.distributions()
-        for path in distribution.files or ()
-        if path.suffix == ".py"
-    }
+    found: dict[str, str] = {}
+    for distribution in metadata.distributions():
+        # Read once: each look at it reads the metadata.
+        name = plain_name(distribution.name)
+        found |= {str(path): name for path in distribution.files or () if path.suffix == ".py"}
+    return found
 
 
 def imported(folder: Path) -> dict[str, Path]:
