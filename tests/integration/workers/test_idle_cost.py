@@ -21,6 +21,7 @@ __all__ = ["db", "mariadb_url", "postgresql_url"]
 #: Everything a worker does by the clock is done this much more often here.
 FASTER = 10
 SECONDS = 6.0
+TRIES = 5
 
 
 @pytest.mark.server
@@ -61,13 +62,16 @@ volumes_dir = {tmp_path}/volumes
         return ping(connection)  # type: ignore[arg-type]
 
     worker.start()
+    event.listen(db.engine, "before_cursor_execute", note)
+    db.engine.dialect.do_ping = counted_ping  # type: ignore[method-assign]
     try:
-        time.sleep(2.0)  # the start costs more, once
-        event.listen(db.engine, "before_cursor_execute", note)
-        db.engine.dialect.do_ping = counted_ping  # type: ignore[method-assign]
-        begin = time.monotonic()
-        time.sleep(SECONDS)
-        seen, passed = count, time.monotonic() - begin
+        # The start costs more, once, and it may last on a busy machine.
+        for _ in range(TRIES):
+            count, begin = 0, time.monotonic()
+            time.sleep(SECONDS)
+            seen, passed = count, time.monotonic() - begin
+            if seen <= passed * FASTER:
+                break
     finally:
         worker.close()
         dispatch.close()
