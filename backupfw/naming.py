@@ -8,7 +8,6 @@ A store may narrow the container rule further (``ChunkStore.container_pattern``)
 from __future__ import annotations
 
 import re
-import unicodedata
 import urllib.parse
 from collections.abc import Mapping
 from functools import lru_cache
@@ -26,11 +25,8 @@ MAX_NAME = 255
 
 #: Control characters other than line breaks and tabs; :func:`text_problem` refuses NUL.
 _CONTROLS = re.compile(r"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-
-
-def _bad_characters(text: str) -> bool:
-    # Cc: control codes (NUL included); Cs: lone surrogates, which have no UTF-8 form.
-    return any(unicodedata.category(char) in ("Cc", "Cs") for char in text)
+#: Control codes (NUL included), and lone surrogates, which have no UTF-8 form.
+_BAD = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def received(raw: str) -> str:
@@ -103,7 +99,7 @@ def container_problem(name: str) -> str | None:
         return f"it is longer than {MAX_CONTAINER_LENGTH} bytes"
     if name in (".", "..") or "/" in name or "\\" in name:
         return "it is a path"
-    if _bad_characters(name):
+    if _BAD.search(name) is not None:
         return "it holds control characters"
     return None
 
@@ -112,7 +108,7 @@ def key_problem(key: str) -> str | None:
     """Return what is wrong with an object key, or None."""
     if not key:
         return "it is empty"
-    if _bad_characters(key):
+    if _BAD.search(key) is not None:
         return "it holds control characters"
     if len(key.encode("utf-8")) > MAX_KEY_BYTES:
         return f"it is longer than {MAX_KEY_BYTES} bytes"
