@@ -117,7 +117,8 @@ class SegmentWriter:
         self._record = record
         self._check = check
         self._advance = advance
-        self._read_bytes = max(READ_BYTES, block)
+        # No more than a segment is read at once.
+        self._read_bytes = min(max(READ_BYTES, block), geometry.segment_size)
         self._buffer = memoryview(bytearray(self._read_bytes))
         self._blocks = [self._buffer[at : at + block] for at in range(0, self._read_bytes, block)]
         # bytearray == memoryview is one memcmp; memoryview == memoryview goes element by element.
