@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from sqlalchemy import event
 
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.layers.stack import stack
@@ -191,6 +195,8 @@ class WorkerWorld(World):
 
     def __init__(self, folder: Path | None, key_store: KeyStore | None = None, **changes: Any) -> None:
         super().__init__("sqlite://" if folder is None else f"sqlite:///{folder}/db.sqlite", **changes)
+        self._committed = threading.Event()
+        event.listen(self.db.engine, "commit", lambda _connection: self._committed.set())
         self.conf.backup.block_size = 4 << 10
         self.conf.backup.segment_size = SEGMENT
         self.faulty = FaultyStore(MemoryStore("main"))
@@ -220,8 +226,8 @@ class WorkerWorld(World):
     @contextmanager
     def worker(self, lease_seconds: float = 30.0, slots: int = 2, **settings: Any) -> Iterator[Worker]:
         """Run a worker for a ``with`` block."""
-        # Nobody wakes a worker up when a pause is over: it is found by the next look.
-        settings = {"retry_pause": 0.01, "poll_seconds": 0.02, **settings}
+        # Nobody wakes a worker up when a pause is over: the next look finds it, and costs some milliseconds.
+        settings = {"retry_pause": 0.01, "poll_seconds": 0.1, **settings}
         worker = Worker(self.tools, self.dispatch, WorkerSettings("host", slots, lease_seconds, **settings))
         worker.start()
         try:
@@ -236,8 +242,15 @@ class WorkerWorld(World):
         return volume_id
 
     def wait(self, done: Callable[[], object], what: str) -> None:
-        """Poll until ``done()`` is true."""
-        wait_until(what, done, pause=0.01)
+        """Look after each commit, and now and then, until ``done()`` is true."""
+        wait_until(what, done, pause=0.05, sleep=self._wait_for_a_commit)
+
+    def _wait_for_a_commit(self, seconds: float) -> None:
+        """Wait for the next commit, for at most ``seconds``; one since the last call counts."""
+        if self._committed.wait(seconds):
+            # Commits come in groups.
+            time.sleep(0.02)
+        self._committed.clear()
 
     def wait_backup(self, backup_id: str, status: str | None) -> models.Backup:
         """Poll until a backup has a status; returns its row."""
