@@ -266,7 +266,7 @@ def test_what_once_found_a_fault(path: Path) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_any_bytes_end_in_what_is_said_of_bad_ones(name: str) -> None:
-    fuzz(name, 20 if name in PARTS else 200)
+    fuzz(name, 10 if name in PARTS else 100)
 
 
 @pytest.fixture

@@ -26,8 +26,8 @@ from tests.unit.worker.world import SEGMENT, LayerOptions, OneStore, WorkerWorld
 
 T = TypeVar("T")
 
-#: So many segments that each kind of request is made some hundred times.
-DATA = random.Random(7).randbytes(40 * SEGMENT + 100)
+#: So many segments that requests of each kind are hit several times.
+DATA = random.Random(7).randbytes(24 * SEGMENT + 100)
 
 
 class Options:
