@@ -72,6 +72,7 @@ class TestVault(KeyStoreTests):
 
 
 class TestVaultVersion2WithAppRole(TestVault):
+    kills = 1
     version = 2
 
     def options(self, server: Any) -> Mapping[str, object]:

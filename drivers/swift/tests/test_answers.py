@@ -315,7 +315,7 @@ class TestTokens:
 
     def test_a_redirect_does_not_get_the_token(self, server: Server, store: SwiftStore) -> None:
         with Server() as other:
-            thread = threading.Thread(target=other.serve_forever)
+            thread = threading.Thread(target=other.serve_forever, args=(0.01,))
             thread.start()
             server.answers.append(Answer(307, headers={"Location": f"{other.url}/v1/AUTH_x/c/key"}))
             with pytest.raises(ChunkStoreError) as caught:
