@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from functools import cache
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ from backupfw.manager.lineage import manifests
 from tests.format.cinder_samples import Writer
 from tests.unit.engine.fakes import FakeControl
 from tests.unit.manager.support import WIRE
-from tests.unit.worker.test_copies import BOX, CopyWorld, worlds
+from tests.unit.worker.test_copies import BOX, CopyWorld, Saved, worlds
 from tests.unit.worker.test_encryption import MemoryKeys
 from tests.unit.worker.world import SEGMENT
 
@@ -54,13 +56,20 @@ class ConvertWorld(CopyWorld):
         """The objects that Cinder wrote, live."""
         return self.offsite.contents.setdefault("box", {})
 
-    def chain(self, data: list[bytes], **writing: Any) -> list[str]:
+    def write_chain(self, data: Sequence[bytes], *, hashes: bool = True) -> list[str]:
         """Let Cinder write a chain, import it, and return the backups."""
         prefixes: list[str] = []
         for one in data:
-            prefixes.append(self.writer.write(one, prefixes[-1] if prefixes else None, **writing))
+            prefixes.append(self.writer.write(one, prefixes[-1] if prefixes else None, hashes=hashes))
         self.links.update(self.writer.objects)
         return [self.import_link(prefix, f"number {number}") for number, prefix in enumerate(prefixes)]
+
+    def chain(self, data: list[bytes], *, hashes: bool = True) -> list[str]:
+        """Do what :meth:`write_chain` does, by a copy of what was made once: in a new world."""
+        saved, writer, made = written(tuple(data), hashes)
+        self.load(saved)
+        self.writer = deepcopy(writer)
+        return list(made)
 
     def import_link(self, prefix: str, name: str = "one") -> str:
         stamp = f"2026-01-01T00:00:{len(self.rows(models.Backup)):02}Z"
@@ -79,6 +88,13 @@ class ConvertWorld(CopyWorld):
 
     def conversions(self, backup: str) -> dict[str, str]:
         return {one.store: one.status for one in self.backups.copies(self.ctx(), backup)}
+
+
+@cache
+def written(data: tuple[bytes, ...], hashes: bool) -> tuple[Saved, Writer, list[str]]:
+    world = ConvertWorld()
+    made = world.write_chain(data, hashes=hashes)
+    return world.save(), world.writer, made
 
 
 @pytest.fixture
@@ -236,7 +252,7 @@ def test_a_new_incremental_backup_is_made_upon_it(world: ConvertWorld) -> None:
     data = states(2)
     volume = world.filled_volume(data[1])
     world.writer.volume = volume
-    made = world.chain(data)
+    made = world.write_chain(data)
     world.convert(*made)
     world.work()
     world.provider.volumes[volume][:100] = b"n" * 100
@@ -414,7 +430,7 @@ def test_what_cannot_be_converted(world: ConvertWorld) -> None:
     ours = world.back_up(volume)
     with pytest.raises(InvalidInput, match="no data of Cinder's format"):
         world.convert(ours)
-    (backup,) = world.chain(states(1))
+    (backup,) = world.write_chain(states(1))
     with pytest.raises(InvalidInput, match="into another one"):
         world.backups.convert(world.ctx(), backup, "offsite")
     world.convert(backup)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import pytest
@@ -15,7 +19,7 @@ from backupfw import crash_points, errors, moments
 from backupfw.chunkstore.base import Body
 from backupfw.chunkstore.container import Container
 from backupfw.chunkstore.errors import Unavailable, locked_until
-from backupfw.chunkstore.memory import MemoryStore
+from backupfw.chunkstore.memory import Contents, MemoryStore
 from backupfw.cmd.catalogue import DatabaseCatalogue
 from backupfw.db import models
 from backupfw.engine import audit, restore, sweep
@@ -65,11 +69,23 @@ class TwoStores(OneStore):
         return Container(self._stores[store], container)
 
 
+@dataclass(frozen=True)
+class Saved:
+    """What a world holds."""
+
+    database: bytes
+    main: Contents
+    offsite: Contents
+    volumes: dict[str, bytes]
+    keys: dict[str, bytes]
+
+
 class CopyWorld(WorkerWorld):
     """A world with two stores, whose tasks are carried out one after the other in the test's thread."""
 
     def __init__(self, key_store: KeyStore | None = None) -> None:
         super().__init__(None, key_store)
+        self.key_store = key_store
         self.offsite = MemoryStore("offsite")
         self.stores = TwoStores({"main": self.store, "offsite": self.offsite})
         object.__setattr__(self.tools, "stores", self.stores)
@@ -79,6 +95,42 @@ class CopyWorld(WorkerWorld):
         #: Where the next worker dies; None: nowhere.
         self.trap: str | None = None
         self.died = 0
+
+    @property
+    def inner(self) -> MemoryStore:
+        """What is behind the store ``main``."""
+        assert isinstance(self.faulty.inner, MemoryStore)
+        return self.faulty.inner
+
+    def save(self) -> Saved:
+        """Return what this world holds, for :meth:`load`."""
+        keys = self.key_store.keys if isinstance(self.key_store, MemoryKeys) else {}
+        return Saved(
+            self._connection().serialize(),
+            deepcopy(self.inner.contents),
+            deepcopy(self.offsite.contents),
+            {name: bytes(data) for name, data in self.provider.volumes.items()},
+            dict(keys),
+        )
+
+    def load(self, saved: Saved) -> None:
+        """Let this world, which is new, hold what another one held."""
+        assert not self.provider.volumes
+        assert not self.inner.contents
+        self._connection().deserialize(saved.database)
+        # Its worker may have been silent for minutes.
+        self.tools.heartbeat()
+        self.inner.contents.update(deepcopy(saved.main))
+        self.offsite.contents.update(deepcopy(saved.offsite))
+        self.provider.volumes.update((name, bytearray(data)) for name, data in saved.volumes.items())
+        if isinstance(self.key_store, MemoryKeys):
+            self.key_store.keys.update(saved.keys)
+
+    def _connection(self) -> sqlite3.Connection:
+        """The one connection of a database in memory."""
+        found = self.db.engine.raw_connection().driver_connection
+        assert isinstance(found, sqlite3.Connection)
+        return found
 
     def reach(self, name: str, _detail: object = "") -> None:
         if name == self.trap:
@@ -184,8 +236,7 @@ class CopyWorld(WorkerWorld):
 
     def damage(self, store: str, key: str, at: int | None) -> None:
         """Change a byte of an object; None: delete it."""
-        inner = self.offsite if store == "offsite" else self.faulty.inner
-        assert isinstance(inner, MemoryStore)
+        inner = self.offsite if store == "offsite" else self.inner
         if at is None:
             inner.delete(BOX, [key])
             return
@@ -250,7 +301,7 @@ def content(seed: int, segments: int = 3) -> bytes:
     return random.Random(seed).randbytes(segments * SEGMENT)
 
 
-def chain(world: CopyWorld, length: int = 3) -> tuple[str, list[str], list[bytes]]:
+def grow(world: CopyWorld, length: int = 3) -> tuple[str, list[str], list[bytes]]:
     """Make a volume with a full backup and incremental ones; returns it, them and what each holds."""
     data = bytearray(content(1))
     volume = world.filled_volume(bytes(data))
@@ -265,9 +316,23 @@ def chain(world: CopyWorld, length: int = 3) -> tuple[str, list[str], list[bytes
     return volume, made, held
 
 
+@cache
+def grown(length: int, encrypted: bool) -> tuple[Saved, tuple[str, list[str], list[bytes]]]:
+    world = CopyWorld(MemoryKeys() if encrypted else None)
+    made = grow(world, length)
+    return world.save(), made
+
+
+def chain(world: CopyWorld, length: int = 3) -> tuple[str, list[str], list[bytes]]:
+    """Do what :func:`grow` does, by a copy of what was made once: for a new world, whose rules it ignores."""
+    saved, (volume, made, held) = grown(length, world.key_store is not None)
+    world.load(saved)
+    return volume, list(made), list(held)
+
+
 def test_a_copy_is_the_same_objects(world: CopyWorld) -> None:
     _, (backup,), (data,) = chain(world, 1)
-    before = world.held(world.faulty.inner)  # type: ignore[arg-type]
+    before = world.held(world.inner)
     assert world.copy(backup) == "available"
     assert world.held(world.offsite) == before
     assert world.restored(backup) == data
@@ -342,7 +407,7 @@ def test_a_deletion_removes_all_copies(world: CopyWorld) -> None:
     for backup in made[1:]:
         world.backups.delete(world.ctx(), backup)
     world.work()
-    assert world.held(world.offsite) == world.held(world.faulty.inner) == {}  # type: ignore[arg-type]
+    assert world.held(world.offsite) == world.held(world.inner) == {}
     world.is_clean()
 
 
@@ -354,12 +419,12 @@ def test_a_store_that_is_down_keeps_only_its_own_part(new_world: Callable[..., C
     world.stores.away.add(away)
     world.backups.delete(world.ctx(), backup)
     world.work()
-    main, offsite = world.held(world.faulty.inner), world.held(world.offsite)  # type: ignore[arg-type]
+    main, offsite = world.held(world.inner), world.held(world.offsite)
     assert (bool(main), bool(offsite)) == (away == "main", away == "offsite")
     world.stores.away.clear()
     world.work()
     assert world.status(backup) is None
-    assert world.held(world.offsite) == world.held(world.faulty.inner) == {}  # type: ignore[arg-type]
+    assert world.held(world.offsite) == world.held(world.inner) == {}
     world.is_clean()
 
 
@@ -414,8 +479,7 @@ def test_a_killed_removal_goes_on(new_world: Callable[..., CopyWorld], point: st
 
 def test_a_damaged_object_is_not_copied(world: CopyWorld) -> None:
     _, (backup,), _ = chain(world, 1)
-    inner = world.faulty.inner
-    assert isinstance(inner, MemoryStore)
+    inner = world.inner
     bad = next(
         key for key in sorted(inner.contents[BOX]) if "/p" in key.rsplit("/", 1)[1] or key.endswith("p0000")
     )
@@ -441,8 +505,7 @@ def test_a_changed_block_is_found_without_keys_where_digests_are_not_keyed(
 ) -> None:
     world = new_world()
     _, (backup,), _ = chain(world, 1)
-    inner = world.faulty.inner
-    assert isinstance(inner, MemoryStore)
+    inner = world.inner
     bad = next(key for key in sorted(inner.contents[BOX]) if key.endswith("/p0000"))
     data = bytearray(inner.get(BOX, bad))
     data[200] ^= 1
@@ -511,8 +574,6 @@ def test_what_a_sweep_deletes_late_is_put_again(
     """A sweep that began before the copy deletes an orphan that the copy found there."""
     world = new_world()
     _, (backup,), (data,) = chain(world, 1)
-    inner = world.faulty.inner
-    assert isinstance(inner, MemoryStore)
     orphans = put_orphans(world)
 
     def reach(name: str, _detail: object = "") -> None:
@@ -532,8 +593,6 @@ def test_a_sweep_that_was_frozen_over_a_whole_copy_deletes_nothing(
     """It read the manifests; then a copy was made that found there what the sweep is about to delete."""
     world = new_world()
     _, made, held = chain(world, 2)
-    inner = world.faulty.inner
-    assert isinstance(inner, MemoryStore)
     put_orphans(world)
     delete_all = sweep.delete_all
 
@@ -556,8 +615,7 @@ def test_a_sweep_that_was_frozen_over_a_whole_copy_deletes_nothing(
 
 def put_orphans(world: CopyWorld) -> list[str]:
     """Put some objects of the first store into the second one, where no manifest names them."""
-    inner = world.faulty.inner
-    assert isinstance(inner, MemoryStore)
+    inner = world.inner
     world.offsite.ensure_container(BOX)
     orphans = sorted(key for key in inner.contents[BOX] if key.endswith("/p0000"))[:2]
     for key in orphans:
@@ -674,7 +732,7 @@ def test_what_is_damaged_of_a_base_is_read_from_a_copy(
     volume, made, held = chain(world, 2)
     for backup in made:
         world.copy(backup)
-    before = world.held(world.faulty.inner)  # type: ignore[arg-type]
+    before = world.held(world.inner)
     key = str(world.row(models.Backup, made[1]).service_metadata)
     if what != "/manifest":
         # Of the last segment, which the second one shares.
@@ -684,7 +742,7 @@ def test_what_is_damaged_of_a_base_is_read_from_a_copy(
     world.damage("main", key, None)
     world.provider.volumes[volume][-4096:] = bytes(4096)
     third = world.back_up(volume, incremental=True)
-    assert world.held(world.faulty.inner)[key] == before[key]  # type: ignore[arg-type]
+    assert world.held(world.inner)[key] == before[key]
     row = world.row(models.Backup, third)
     assert row.stored_bytes < world.row(models.Backup, made[0]).stored_bytes / 2
     assert world.row(models.Manifest, row.manifest_id).base_id is not None
@@ -730,7 +788,7 @@ def test_a_copy_becomes_the_backup(world: CopyWorld) -> None:
     for backup in made[:2]:
         world.backups.remove_copy(world.ctx(), backup, "main")
     world.work()
-    assert world.held(world.faulty.inner) == {}  # type: ignore[arg-type]
+    assert world.held(world.inner) == {}
     world.is_clean()
     assert world.restore_to_volume(made[2]) == held[2]
     world.backups.delete(world.ctx(), made[0])
@@ -841,7 +899,7 @@ def test_what_is_damaged_in_every_store_stays_so(world: CopyWorld) -> None:
     assert found["offsite"] == (1, 1)
     assert found["main"][1] == 1
     # The other one is whole again, and what is not is known.
-    assert packs[1] in world.held(world.faulty.inner)  # type: ignore[arg-type]
+    assert packs[1] in world.held(world.inner)
     for store in ("main", "offsite"):
         assert world.outcomes.damaged_objects.keys(store, BOX) == {packs[0]}
 
@@ -860,7 +918,7 @@ def test_a_repair_puts_nothing_over_good_blocks_of_other_backups(world: CopyWorl
     world.work()
     # Read from the other store, and nothing was put over what is still good here.
     assert bytes(world.provider.volumes[volume]) == held[1]
-    main, offsite = world.held(world.faulty.inner), world.held(world.offsite)  # type: ignore[arg-type]
+    main, offsite = world.held(world.inner), world.held(world.offsite)
     assert main[pack] != offsite[pack]
 
 
@@ -868,7 +926,7 @@ def test_a_rule_makes_copies_by_itself(new_world: Callable[..., CopyWorld]) -> N
     world = new_world(MemoryKeys())
     world.conf.placement_rules = ["gold"]
     setattr(world.conf, "placement:gold", rule("main", projects=["p1"], copies=["offsite"]))
-    _, made, held = chain(world, 2)
+    _, made, held = grow(world, 2)
     assert [world.copy_status(one) for one in made] == ["available"] * 2
     assert [world.restored(one) for one in made] == held
     [newer] = world.rows(models.Manifest, models.Manifest.copied, models.Manifest.backup_id == made[1])
@@ -893,8 +951,8 @@ def test_a_failed_copy_is_reported_once_and_made_by_the_next_backup(
     def reach(name: str, _detail: object = "") -> None:
         nonlocal lost
         if name == "copy.begun" and lost is None:
-            lost = next(key for key in world.held(world.faulty.inner) if key.endswith("/p0000"))  # type: ignore[arg-type]
-            world.kept = world.held(world.faulty.inner)[lost]  # type: ignore[arg-type, attr-defined]
+            lost = next(key for key in world.held(world.inner) if key.endswith("/p0000"))
+            world.kept = world.held(world.inner)[lost]  # type: ignore[attr-defined]
             world.damage("main", lost, None)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -912,7 +970,7 @@ def test_a_failed_copy_is_reported_once_and_made_by_the_next_backup(
     second = world.back_up(volume, incremental=True)
     assert (world.copy_status(first), world.copy_status(second)) == ("error", "available")
     assert len(told()) == 1
-    inner: Any = world.faulty.inner
+    inner: Any = world.inner
     inner.put(BOX, lost, Body.from_bytes(world.kept))  # type: ignore[attr-defined]
     other = world.back_up(world.filled_volume(content(2)))
     assert world.copy_status(first) == "error"
@@ -961,8 +1019,7 @@ def test_what_cannot_be_copied(new_world: Callable[..., CopyWorld]) -> None:
 def test_a_store_under_another_name_gets_no_copy(world: CopyWorld) -> None:
     """Its removal would remove the backup."""
     _, (backup,), (data,) = chain(world, 1)
-    place = world.faulty.inner
-    assert isinstance(place, MemoryStore)
+    place = world.inner
     world.offsite.contents = place.contents
     before = world.held(place)
     assert world.copy(backup) == "error"
@@ -978,7 +1035,7 @@ def test_a_store_under_another_name_gets_no_copy(world: CopyWorld) -> None:
 
 def test_a_copy_that_the_database_forgot_is_made_again(world: CopyWorld) -> None:
     _, (backup,), (data,) = chain(world, 1)
-    world.offsite.contents[BOX] = world.held(world.faulty.inner)  # type: ignore[arg-type]
+    world.offsite.contents[BOX] = world.held(world.inner)
     assert world.copy(backup) == "available"
     assert world.restored(backup) == data
     world.is_clean()

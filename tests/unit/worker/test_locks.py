@@ -35,7 +35,7 @@ from backupfw.worker.data_keys import put_as_recorded
 from backupfw.worker.handlers import handler_for
 from tests.unit.engine.fakes import FakeControl
 from tests.unit.manager.support import WIRE
-from tests.unit.worker.test_copies import BOX, CopyWorld, chain, content, worlds
+from tests.unit.worker.test_copies import BOX, CopyWorld, content, grow, worlds
 from tests.unit.worker.test_encryption import MemoryKeys
 from tests.unit.worker.world import SEGMENT
 
@@ -89,9 +89,7 @@ class LockWorld(CopyWorld):
 
     @property
     def memory(self) -> dict[str, MemoryStore]:
-        inner = self.faulty.inner
-        assert isinstance(inner, MemoryStore)
-        return {"main": inner, "offsite": self.offsite}
+        return {"main": self.inner, "offsite": self.offsite}
 
     def end_pauses(self) -> None:
         """Only of tasks that wait for no lock; those of a lock that has ended are due by themselves."""
@@ -188,7 +186,7 @@ def test_the_rule_of_an_option() -> None:
 
 
 def test_backups_in_a_row_renew_only_now_and_then(world: LockWorld) -> None:
-    volume, made, _ = chain(world, 2)
+    volume, made, _ = grow(world, 2)
     renewed = {key for _, key in world.renewed if not keys.is_data_key(key)}
     assert renewed == set()
     assert world.is_locked_for(made[1], "main", RULE.keep)
@@ -211,7 +209,7 @@ def test_backups_in_a_row_renew_only_now_and_then(world: LockWorld) -> None:
 def test_a_lock_that_is_turned_on_and_off(new_world: Callable[..., LockWorld]) -> None:
     world = new_world()
     world.rule = None
-    volume, made, _ = chain(world, 1)
+    volume, made, _ = grow(world, 1)
     assert world.faulty.inner.locks == {}  # type: ignore[attr-defined]
     world.rule = RULE
     made.append(world.back_up(volume, incremental=True))
@@ -234,7 +232,7 @@ def test_a_resumed_attempt_renews_what_an_earlier_one_put(
     new_world: Callable[..., LockWorld], point: str
 ) -> None:
     world = new_world()
-    volume, _, _ = chain(world, 1)
+    volume, _, _ = grow(world, 1)
     world.provider.volumes[volume][:] = content(5)
     world.trap = point
     made = world.backups.create(world.ctx(), volume_id=volume, incremental=True)
@@ -253,7 +251,7 @@ def test_an_attempt_that_lasts_longer_than_its_slack(
     new_world: Callable[..., LockWorld], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = new_world()
-    volume, _, _ = chain(world, 1)
+    volume, _, _ = grow(world, 1)
     world.provider.volumes[volume][:] = content(6)
     reach = world.reach
 
@@ -272,7 +270,7 @@ def test_an_attempt_that_lasts_longer_than_its_slack(
 def test_a_shared_object_that_is_gone_is_stored_again(new_world: Callable[..., LockWorld]) -> None:
     """Its lock was to be renewed: that shows that it is missing, before the manifest is put."""
     world = new_world()
-    volume, made, _ = chain(world, 1)
+    volume, made, _ = grow(world, 1)
     lost = world.put_for(made[0], "/p0000")[0]
     del world.memory["main"].contents[BOX][lost]
     world.pass_days(9)
@@ -294,7 +292,7 @@ def test_a_shared_object_that_is_gone_is_stored_again(new_world: Callable[..., L
 
 def test_holder_and_probe_are_not_locked(new_world: Callable[..., LockWorld]) -> None:
     world = new_world()
-    _, made, _ = chain(world, 1)
+    _, made, _ = grow(world, 1)
     world.copy(made[0])
     manifest = world.row(models.Backup, made[0]).service_metadata
     source, target = (world.stores.container(name, BOX) for name in ("main", "offsite"))
@@ -307,7 +305,7 @@ def test_holder_and_probe_are_not_locked(new_world: Callable[..., LockWorld]) ->
 
 
 def test_a_deletion_waits_visibly_and_blocks_nothing(world: LockWorld) -> None:
-    volume, made, held = chain(world, 2)
+    volume, made, held = grow(world, 2)
     before = world.held(world.memory["main"])
     world.backups.delete(world.ctx(), made[1])
     assert world.work() == [("backup.delete", "locked")]
@@ -353,7 +351,7 @@ def test_a_deletion_waits_visibly_and_blocks_nothing(world: LockWorld) -> None:
 def test_a_deletion_is_taken_back_while_it_waits(new_world: Callable[..., LockWorld]) -> None:
     """Nothing was changed yet: neither the manifest nor the copies."""
     world = new_world()
-    _, made, held = chain(world, 1)
+    _, made, held = grow(world, 1)
     assert world.copy(made[0]) == "available"
     world.backups.delete(world.ctx(), made[0])
     world.work()
@@ -368,7 +366,7 @@ def test_a_deletion_is_taken_back_while_it_waits(new_world: Callable[..., LockWo
 
 def test_a_forced_deletion_waits_too(new_world: Callable[..., LockWorld]) -> None:
     world = new_world()
-    _, made, _ = chain(world, 1)
+    _, made, _ = grow(world, 1)
     world.backups.delete(world.ctx(), made[0])
     world.work()
     world.backups.force_delete(world.ctx(admin=True), made[0])
@@ -385,7 +383,7 @@ def test_a_forced_deletion_waits_too(new_world: Callable[..., LockWorld]) -> Non
 
 def test_a_copy_that_is_removed_stays_live_until_its_lock_ends(new_world: Callable[..., LockWorld]) -> None:
     world = new_world()
-    volume, made, held = chain(world, 2)
+    volume, made, held = grow(world, 2)
     for backup in made:
         assert world.copy(backup) == "available"
     world.backups.remove_copy(world.ctx(), made[0], "offsite")
@@ -413,7 +411,7 @@ def test_a_copy_that_is_removed_stays_live_until_its_lock_ends(new_world: Callab
 
 def test_a_lock_that_the_database_does_not_know(world: LockWorld) -> None:
     """The database was rebuilt: the store says until when, before anything is changed."""
-    _, made, held = chain(world, 2)
+    _, made, held = grow(world, 2)
     assert world.copy(made[0]) == "available"
     with world.db.write() as session:
         for row in world.rows_in(session, models.Manifest):
@@ -437,7 +435,7 @@ def test_a_lock_that_the_database_does_not_know(world: LockWorld) -> None:
 
 def test_an_object_that_is_locked_longer_than_its_manifest(world: LockWorld) -> None:
     """An operator locked more: the deletion has begun, and waits."""
-    _, made, _ = chain(world, 1)
+    _, made, _ = grow(world, 1)
     pack = world.put_for(made[0], "/p0000")[0]
     world.pass_days(26)
     world.memory["main"].lock(BOX, pack, datetime.now(UTC) + timedelta(days=5))
@@ -453,7 +451,7 @@ def test_an_object_that_is_locked_longer_than_its_manifest(world: LockWorld) -> 
 
 def test_a_removal_that_waits_for_a_lock_keeps_no_copy_waiting(world: LockWorld) -> None:
     """It has deleted some objects already: a copy puts what it needs again, and that stays."""
-    volume, made, held = chain(world, 2)
+    volume, made, held = grow(world, 2)
     # The volume's backups move to the other store, and one comes back.
     for backup in made:
         assert world.copy(backup) == "available"
@@ -491,8 +489,8 @@ def test_a_removal_that_waits_for_a_lock_keeps_no_copy_waiting(world: LockWorld)
 
 def test_removals_of_others_neither_hold_a_copy_back_nor_let_it_begin(world: LockWorld) -> None:
     """Only what becomes of the released manifest's own removal counts."""
-    _, (his,), _ = chain(world, 1)
-    volume, (first,), _ = chain(world, 1)
+    _, (his,), _ = grow(world, 1)
+    volume, (first,), _ = grow(world, 1)
     assert world.copy(first) == "available"
     world.backups.promote_copy(world.ctx(), first, "offsite", WIRE)
     second = world.back_up(volume, incremental=True)
@@ -529,7 +527,7 @@ def test_removals_of_others_neither_hold_a_copy_back_nor_let_it_begin(world: Loc
 
 def test_a_clean_up_is_given_up_although_it_is_locked(new_world: Callable[..., LockWorld]) -> None:
     world = new_world()
-    _, made, _ = chain(world, 2)
+    _, made, _ = grow(world, 2)
     assert world.copy(made[1]) == "available"
     world.backups.remove_copy(world.ctx(), made[1], "offsite")
     world.backups.delete(world.ctx(), made[0])
@@ -545,7 +543,7 @@ def test_a_clean_up_is_given_up_although_it_is_locked(new_world: Callable[..., L
 
 
 def test_what_a_failed_backup_left_is_locked_and_goes_with_a_later_sweep(world: LockWorld) -> None:
-    volume, made, _ = chain(world, 1)
+    volume, made, _ = grow(world, 1)
     world.provider.volumes[volume][:] = content(7)
     world.trap = "backup.manifest-put"
     backup = world.backups.create(world.ctx(), volume_id=volume)
@@ -577,7 +575,7 @@ def test_many_locked_orphans_keep_no_other_from_being_swept(
 ) -> None:
     monkeypatch.setattr("backupfw.engine.removal.MAX_FAILED", 3)
     world = new_world()
-    _, made, _ = chain(world, 2)
+    _, made, _ = grow(world, 2)
     store = world.memory["main"]
     prefix = world.put_for(made[0], "map")[0].rsplit("/", 4)[0]
     for number in range(12):
@@ -594,7 +592,7 @@ def test_many_locked_orphans_keep_no_other_from_being_swept(
 
 
 def test_copies_renew_like_backups(world: LockWorld) -> None:
-    volume, made, _ = chain(world, 2)
+    volume, made, _ = grow(world, 2)
     for backup in made:
         assert world.copy(backup) == "available"
         assert world.is_locked_for(backup, "offsite", RULE.keep)
@@ -614,7 +612,7 @@ def test_a_resumed_copy_renews_what_an_earlier_attempt_put(
     new_world: Callable[..., LockWorld], point: str
 ) -> None:
     world = new_world()
-    _, made, _ = chain(world, 1)
+    _, made, _ = grow(world, 1)
     world.trap = point
     world.backups.copy(world.ctx(), made[0], "offsite")
     task = world.claim_next()
@@ -633,7 +631,7 @@ def test_a_copy_that_lasts_longer_than_its_slack(
 ) -> None:
     """Even longer than its locks, which have ended when it puts the rest."""
     world = new_world()
-    _, made, held = chain(world, 2)
+    _, made, held = grow(world, 2)
     start = datetime.now(UTC)
     clock = [start]
     world.rule = LockRule(RULE.keep, RULE.slack, RULE.step, now=lambda: clock[0])
@@ -661,7 +659,7 @@ def test_a_copy_that_lasts_longer_than_its_slack(
 def test_a_copy_that_failed_keeps_no_other_one_waiting(new_world: Callable[..., LockWorld]) -> None:
     """It is gone although its objects stay; the same copy is made again over them."""
     world = new_world()
-    _, made, held = chain(world, 2)
+    _, made, held = grow(world, 2)
     world.trap = "copy.manifest-put"
     world.backups.copy(world.ctx(), made[0], "offsite")
     task = world.claim_next()
@@ -683,7 +681,7 @@ def test_a_copy_that_failed_keeps_no_other_one_waiting(new_world: Callable[..., 
 
 def test_what_is_repaired_is_locked(new_world: Callable[..., LockWorld]) -> None:
     world = new_world()
-    _, made, held = chain(world, 2)
+    _, made, held = grow(world, 2)
     for backup in made:
         world.copy(backup)
     pack = world.put_for(made[0], "/p0000")[0]
@@ -703,7 +701,7 @@ def test_a_repair_locks_as_long_as_the_manifest_was_and_not_in_the_past(
     new_world: Callable[..., LockWorld], rule: LockRule | None, days: int
 ) -> None:
     world = new_world()
-    volume, made, held = chain(world, 2)
+    volume, made, held = grow(world, 2)
     for backup in made:
         world.copy(backup)
     world.pass_days(days)
@@ -731,7 +729,7 @@ def test_a_data_key_that_is_wrapped_again_is_locked_as_long_as_before(
 ) -> None:
     """Also after locks became shorter, or none: the backups that need it are locked still."""
     world = new_world(MemoryKeys())
-    chain(world, 1)
+    grow(world, 1)
     [row] = world.rows(models.DataKey)
     [key] = [key for key in world.held(world.memory["main"]) if keys.is_data_key(key)]
     before = world.end_of("main", key)
@@ -762,7 +760,7 @@ def test_a_manifest_of_an_earlier_epoch_is_not_said_to_be_locked_longer(
 
 
 def test_renewing_a_manifest_locks_all_that_it_names(world: LockWorld) -> None:
-    _, made, _ = chain(world, 2)
+    _, made, _ = grow(world, 2)
     until = datetime.now(UTC) + timedelta(days=500)
     key = world.row(models.Backup, made[1]).service_metadata
     locking.renew(key, Container(world.memory["main"], BOX), until, FakeControl())
