@@ -292,9 +292,18 @@ def new_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., CopyWor
     yield from worlds(CopyWorld, monkeypatch)
 
 
-@pytest.fixture(params=["clear", "encrypted"])
+#: For tests in which it matters whether backups are encrypted; one that is has all that a clear one has.
+BOTH = pytest.mark.parametrize("world", ["clear", "encrypted"], indirect=True)
+
+
+@pytest.fixture
 def world(request: pytest.FixtureRequest, new_world: Callable[..., CopyWorld]) -> CopyWorld:
-    return new_world(MemoryKeys() if request.param == "encrypted" else None)
+    return new_world(keys_of(request))
+
+
+def keys_of(request: pytest.FixtureRequest) -> MemoryKeys | None:
+    """Return the key store of a test's world; None where :data:`BOTH` wants it clear."""
+    return None if getattr(request, "param", "encrypted") == "clear" else MemoryKeys()
 
 
 def content(seed: int, segments: int = 3) -> bytes:
@@ -330,6 +339,7 @@ def chain(world: CopyWorld, length: int = 3) -> tuple[str, list[str], list[bytes
     return volume, list(made), list(held)
 
 
+@BOTH
 def test_a_copy_is_the_same_objects(world: CopyWorld) -> None:
     _, (backup,), (data,) = chain(world, 1)
     before = world.held(world.inner)
@@ -394,6 +404,7 @@ def test_a_copy_that_was_removed_is_made_again(world: CopyWorld) -> None:
     world.is_clean()
 
 
+@BOTH
 def test_a_deletion_removes_all_copies(world: CopyWorld) -> None:
     _, made, held = chain(world)
     for backup in made:
@@ -477,6 +488,7 @@ def test_a_killed_removal_goes_on(new_world: Callable[..., CopyWorld], point: st
     world.is_clean()
 
 
+@BOTH
 def test_a_damaged_object_is_not_copied(world: CopyWorld) -> None:
     _, (backup,), _ = chain(world, 1)
     inner = world.inner
@@ -850,6 +862,7 @@ def objects_of(world: CopyWorld, backup: str, last: str) -> list[str]:
     return sorted(key for key in world.held(world.offsite) if f"/{backup}/" in key and key.endswith(last))
 
 
+@BOTH
 def test_a_restore_reads_what_is_damaged_from_the_other_store(world: CopyWorld) -> None:
     """Each store has damage of its own; both are whole afterwards, as far as they were read."""
     _, made, held = chain(world, 2)
@@ -884,6 +897,7 @@ def test_a_restore_needs_one_store_only(world: CopyWorld, away: str) -> None:
     assert world.restore_to_volume(backup) == data
 
 
+@BOTH
 def test_what_is_damaged_in_every_store_stays_so(world: CopyWorld) -> None:
     _, (backup,), _ = chain(world, 1)
     world.copy(backup)
@@ -904,6 +918,7 @@ def test_what_is_damaged_in_every_store_stays_so(world: CopyWorld) -> None:
         assert world.outcomes.damaged_objects.keys(store, BOX) == {packs[0]}
 
 
+@BOTH
 def test_a_repair_puts_nothing_over_good_blocks_of_other_backups(world: CopyWorld) -> None:
     """The other store's pack is whole for this backup, and not for the one before."""
     _, made, held = chain(world, 2)

@@ -35,7 +35,7 @@ from backupfw.worker.data_keys import put_as_recorded
 from backupfw.worker.handlers import handler_for
 from tests.unit.engine.fakes import FakeControl
 from tests.unit.manager.support import WIRE
-from tests.unit.worker.test_copies import BOX, CopyWorld, content, grow, worlds
+from tests.unit.worker.test_copies import BOTH, BOX, CopyWorld, content, grow, keys_of, worlds
 from tests.unit.worker.test_encryption import MemoryKeys
 from tests.unit.worker.world import SEGMENT
 
@@ -156,9 +156,9 @@ def new_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., LockWor
     yield from worlds(LockWorld, monkeypatch)
 
 
-@pytest.fixture(params=["clear", "encrypted"])
+@pytest.fixture
 def world(request: pytest.FixtureRequest, new_world: Callable[..., LockWorld]) -> LockWorld:
-    return new_world(MemoryKeys() if request.param == "encrypted" else None)
+    return new_world(keys_of(request))
 
 
 # ---- the rule ----------------------------------------------------------------------------------------
@@ -185,6 +185,7 @@ def test_the_rule_of_an_option() -> None:
 # ---- making backups ----------------------------------------------------------------------------------
 
 
+@BOTH
 def test_backups_in_a_row_renew_only_now_and_then(world: LockWorld) -> None:
     volume, made, _ = grow(world, 2)
     renewed = {key for _, key in world.renewed if not keys.is_data_key(key)}
@@ -304,6 +305,7 @@ def test_holder_and_probe_are_not_locked(new_world: Callable[..., LockWorld]) ->
 # ---- deleting ----------------------------------------------------------------------------------------
 
 
+@BOTH
 def test_a_deletion_waits_visibly_and_blocks_nothing(world: LockWorld) -> None:
     volume, made, held = grow(world, 2)
     before = world.held(world.memory["main"])
@@ -759,6 +761,7 @@ def test_a_manifest_of_an_earlier_epoch_is_not_said_to_be_locked_longer(
     assert creating.bind_source(task, "other", "all", None).locked_until is None
 
 
+@BOTH
 def test_renewing_a_manifest_locks_all_that_it_names(world: LockWorld) -> None:
     _, made, _ = grow(world, 2)
     until = datetime.now(UTC) + timedelta(days=500)

@@ -33,7 +33,7 @@ from backupfw.manager.rows import Task
 from backupfw.manager.usecases.stores import StoreManager
 from backupfw.worker.handlers import manifest_scrub
 from tests.unit.manager.support import check_consistent
-from tests.unit.worker.test_copies import BOX, CopyWorld, chain, content
+from tests.unit.worker.test_copies import BOTH, BOX, CopyWorld, chain, content, keys_of
 from tests.unit.worker.test_encryption import MemoryKeys
 from tests.unit.worker.world import SEGMENT, WorkerWorld
 
@@ -133,11 +133,12 @@ def new_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ScrubWo
         one.offsite.close()
 
 
-@pytest.fixture(params=["clear", "encrypted"])
+@pytest.fixture
 def world(request: pytest.FixtureRequest, new_world: Callable[..., ScrubWorld]) -> ScrubWorld:
-    return new_world(MemoryKeys() if request.param == "encrypted" else None)
+    return new_world(keys_of(request))
 
 
+@BOTH
 def test_everything_in_both_stores_is_read_once_when_it_is_due(world: ScrubWorld) -> None:
     _, backups, _ = chain(world)
     for backup in backups:
@@ -261,6 +262,7 @@ def test_a_manifest_that_was_unreadable_once_is_not_proven_by_a_later_attempt(
     ]
 
 
+@BOTH
 def test_damage_is_recorded_told_and_stored_anew(world: ScrubWorld, caplog: pytest.LogCaptureFixture) -> None:
     volume, backups, held = chain(world)
     world.age()
@@ -283,6 +285,7 @@ def test_damage_is_recorded_told_and_stored_anew(world: ScrubWorld, caplog: pyte
     assert harmed not in world.named_by(healed)
 
 
+@BOTH
 def test_damage_is_repaired_from_a_copy(world: ScrubWorld) -> None:
     _, backups, held = chain(world)
     for backup in backups:
