@@ -28,6 +28,7 @@ from backupfw.api import openapi, versions
 from backupfw.api.app import make_app
 from backupfw.api.controllers.root import ROUTES
 from backupfw.cmd.reference import openapi as documents
+from backupfw.db import models
 from tests.architecture.checkout import ROOT
 from tests.functional.cloud import NOBODY, Cloud
 from tests.integration.service import Service
@@ -236,6 +237,11 @@ class InProcess(World):
 
     def refresh(self) -> None:
         self.cloud.settle()
+        kept = ((models.Volume, self.volume), (models.Snapshot, self.snapshot), (models.Backup, self.backup))
+        with self.cloud.db.read() as session:
+            rows = [session.get(model, made) for model, made in kept]
+        if all(row is not None and not row.deleted and row.status == "available" for row in rows):
+            return
         self.cloud.client(roles="admin").put("/os-quota-sets/demo", {"quota_set": ROOM})
         self.volume = self.cloud.volume()
         self.snapshot = self.cloud.snapshot(self.volume)
@@ -295,7 +301,8 @@ EVERY_OPERATION = pytest.mark.parametrize(
 
 @EVERY_OPERATION
 def test_the_api_behaves_as_it_is_described(in_process: World, name: str, path: str, method: str) -> None:
-    in_process.behaves(name, path, method, examples=5)
+    # The older version is answered by the same code.
+    in_process.behaves(name, path, method, examples=2 if name == "v2.json" else 5)
 
 
 @pytest.mark.check
