@@ -141,7 +141,9 @@ class InMemory:
         return len(self.nodes)
 
 
-@pytest.mark.parametrize("chunk", range(10))
+@pytest.mark.parametrize(
+    "chunk", [0, 1, 2, *(pytest.param(chunk, marks=pytest.mark.soak) for chunk in range(3, 30))]
+)
 def test_random_histories_lose_nothing_and_leave_nothing(chunk: int) -> None:
     waits = most = 0
     for seed in range(chunk * 200, chunk * 200 + 200):
@@ -153,8 +155,11 @@ def test_random_histories_lose_nothing_and_leave_nothing(chunk: int) -> None:
     assert waits > 0
 
 
-def test_random_histories_with_lost_databases() -> None:
-    for seed in range(400):
+@pytest.mark.parametrize(
+    "seeds", [range(120), pytest.param(range(120, 2000), marks=pytest.mark.soak)], ids=["some", "many"]
+)
+def test_random_histories_with_lost_databases(seeds: range) -> None:
+    for seed in seeds:
         World(InMemory(), random.Random(seed), disasters=True).play(80)
 
 

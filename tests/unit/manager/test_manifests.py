@@ -576,7 +576,7 @@ class OnTables:
 
 @pytest.mark.parametrize("disasters", [False, True])
 def test_random_histories_on_the_tables(db: Database, disasters: bool) -> None:
-    for seed in range(8):
+    for seed in range(4):
         with db.write() as session:
             session.execute(update(Manifest).values(base_id=None))
             session.execute(delete(Manifest))

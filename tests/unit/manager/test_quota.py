@@ -302,7 +302,12 @@ class UsageIsRows(RuleBasedStateMachine):
 
 
 TestUsageIsRows = UsageIsRows.TestCase
-TestUsageIsRows.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
+TestUsageIsRows.settings = settings(max_examples=8, stateful_step_count=25, deadline=None)
+
+
+@pytest.mark.soak
+class TestUsageIsRowsForLong(UsageIsRows.TestCase):  # type: ignore[name-defined,misc]
+    settings = settings(TestUsageIsRows.settings, max_examples=200)
 
 
 def test_volumes_of_a_type_have_limits_of_their_own(world: Catalogue) -> None:

@@ -388,7 +388,7 @@ COPIES: tuple[dict[str, Any], ...] = (
 )
 
 
-@pytest.mark.parametrize(("retention", "copies"), zip(RETENTIONS, COPIES, strict=True), ids=str)
+@pytest.mark.parametrize(("retention", "copies"), list(zip(RETENTIONS, COPIES, strict=True)), ids=str)
 def test_what_happens_is_what_the_preview_said(
     world: PolicyWorld, retention: dict[str, Any], copies: dict[str, Any]
 ) -> None:
