@@ -97,9 +97,10 @@ class PolicyWorld(World):
             return
         self.runs.plan()
         self.watch()
-        while self.runs.begin():
-            pass
-        self.watch()
+        if self.runs.begin():
+            while self.runs.begin():
+                pass
+            self.watch()
 
     def watch(self) -> None:
         """Note what became of all runs."""

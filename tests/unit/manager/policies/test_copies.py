@@ -194,8 +194,8 @@ BOTH = ("main", "offsite")
 def test_a_copy_goes_before_its_backup(world: PolicyWorld) -> None:
     world.volume()
     policy = world.policy(retention={"last": 3}, copy_to=offsite(last=1))
-    nights(world, 2, 7)
-    assert days(world, policy) == {5: ("main",), 6: ("main",), 7: BOTH}
+    nights(world, 2, 5)
+    assert days(world, policy) == {3: ("main",), 4: ("main",), 5: BOTH}
     check_audit(world)
     live = world.rows(models.Manifest, models.Manifest.state == lifecycle.LIVE)
     assert sorted(one.store for one in live) == ["main", "main", "main", "offsite"]
@@ -204,8 +204,8 @@ def test_a_copy_goes_before_its_backup(world: PolicyWorld) -> None:
 def test_a_copy_stays_after_its_backup_has_left_its_own_store(world: PolicyWorld) -> None:
     world.volume()
     policy = world.policy(retention={"last": 1}, copy_to=offsite(last=3))
-    nights(world, 2, 7)
-    assert days(world, policy) == {5: ("offsite",), 6: ("offsite",), 7: BOTH}
+    nights(world, 2, 5)
+    assert days(world, policy) == {3: ("offsite",), 4: ("offsite",), 5: BOTH}
     check_audit(world)
     live = world.rows(models.Manifest, models.Manifest.state == lifecycle.LIVE)
     assert sorted(one.store for one in live) == ["main", "offsite", "offsite", "offsite"]
@@ -318,7 +318,7 @@ def test_what_holds_a_place(
     nights(world, 2, 2)
     (first,) = world.backups_of(policy)
     act(world, first)
-    nights(world, 3, 4)
+    nights(world, 3, 3)
     assert stores_of(world, first.id) == stays[goes_first]
     last = world.backups_of(policy)[-1]
     assert stores_of(world, last.id) == BOTH

@@ -36,8 +36,8 @@ def days_of(world: PolicyWorld, policy: str | None) -> list[int]:
 def test_the_last_ones_stay(world: PolicyWorld) -> None:
     world.volume()
     policy = world.policy(retention={"last": 3})
-    nights(world, 2, 8)
-    assert days_of(world, policy) == [6, 7, 8]
+    nights(world, 2, 6)
+    assert days_of(world, policy) == [4, 5, 6]
     check_consistent(world)
     check_audit(world)
 
@@ -45,8 +45,8 @@ def test_the_last_ones_stay(world: PolicyWorld) -> None:
 def test_without_a_retention_all_stay(world: PolicyWorld) -> None:
     world.volume()
     policy = world.policy()
-    nights(world, 2, 6)
-    assert days_of(world, policy) == [2, 3, 4, 5, 6]
+    nights(world, 2, 4)
+    assert days_of(world, policy) == [2, 3, 4]
 
 
 def test_each_volume_has_its_own(world: PolicyWorld) -> None:
@@ -100,9 +100,9 @@ def test_a_user_keeps_a_backup(world: PolicyWorld, value: str, stays: bool) -> N
     nights(world, 2, 3)
     oldest = world.backups_of(policy)[0]
     world.backups.merge_metadata(world.ctx(), oldest.id, {"backupfw:keep": value})
-    nights(world, 4, 6)
+    nights(world, 4, 5)
     # What is kept takes no other one's place.
-    assert days_of(world, policy) == ([2, 5, 6] if stays else [5, 6])
+    assert days_of(world, policy) == ([2, 4, 5] if stays else [4, 5])
 
 
 def test_what_is_in_use_goes_later(world: PolicyWorld) -> None:
@@ -232,11 +232,11 @@ def test_a_failed_run_deletes_nothing(world: PolicyWorld) -> None:
 def test_to_apply_it_twice_changes_nothing(world: PolicyWorld) -> None:
     world.volume()
     policy = world.policy(retention={"last": 2})
-    nights(world, 2, 6)
+    nights(world, 2, 4)
     with world.db.write() as session:
         session.execute(models.PolicyRun.__table__.update().values(tidied=False))
     world.runs.watch()
-    assert days_of(world, policy) == [5, 6]
+    assert days_of(world, policy) == [3, 4]
 
 
 def refuse(world: PolicyWorld, policy: str, backup: models.Backup, min_keep: int = 1) -> Any:
@@ -374,22 +374,22 @@ def test_a_preview_of_many_backups_ends_soon(world: PolicyWorld, monkeypatch: py
 def test_who_lets_many_backups_go_keeps_nobody_waiting(
     world: PolicyWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ending, "AT_ONCE", 3)
-    monkeypatch.setattr(policy_runs, "_DELETED_AT_ONCE", 5)
+    monkeypatch.setattr(ending, "AT_ONCE", 2)
+    monkeypatch.setattr(policy_runs, "_DELETED_AT_ONCE", 3)
     many, few = world.policy("many"), world.policy("few")
     world.volume("many")
     world.volume("few")
-    nights(world, 2, 9)
+    nights(world, 2, 6)
     for project, policy in (("many", many), ("few", few)):
-        keep = {"last": 1 if policy == many else 7}
+        keep = {"last": 1 if policy == many else 5}
         world.policies.update(world.ctx(project), policy, settings={"retention": keep})
     world.at("2026-01-10T00:00:01")
     world.runs.plan()
     world.runs.begin()
     world.make()
     assert world.runs.watch()
-    assert days_of(world, few) == list(range(4, 11))
-    assert len(days_of(world, many)) == 6
+    assert days_of(world, few) == [3, 4, 5, 6, 10]
+    assert len(days_of(world, many)) == 4
     while world.runs.watch():
         pass
     assert days_of(world, many) == [10]
