@@ -315,7 +315,7 @@ def _earlier() -> list[str]:
     return [script.revision for script in scripts][:0:-1]
 
 
-def _value(table: Table, name: str, number: int) -> Any:
+def _value(table: Table, name: str, number: int = 1) -> Any:
     """A value that fits a column; the same wherever a key points to."""
     column = table.columns[name]
     python = column.type.python_type
