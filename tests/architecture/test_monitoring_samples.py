@@ -63,7 +63,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
         return {sample.name: set(sample.labels) for family in families for sample in family.samples}
 
 
-@pytest.mark.parametrize(("expression", "said"), expressions())
+@pytest.mark.parametrize(("expression", "said"), list(expressions()))
 def test_what_an_expression_names_is_there(expression: str, said: str, figures: dict[str, set[str]]) -> None:
     named = FIGURE.findall(expression)
     assert named
