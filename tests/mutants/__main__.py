@@ -44,7 +44,9 @@ source_paths = ["backupfw"]
 also_copy = ["conftest.py", "docs", "drivers"]
 only_mutate = {mutate}
 pytest_add_cli_args_test_selection = {tests}
-pytest_add_cli_args = ["-p", "tests.mutants.fresh", "-p", "no:xdist", "-p", "no:cacheprovider", "-k", "not ({slow})"]
+pytest_add_cli_args = [
+    "-p", "tests.mutants.fresh", "-p", "no:xdist", "-p", "no:cacheprovider", "-k", "not ({slow})",
+]
 # What a message says is for people; that it is raised is what tests see.
 do_not_mutate_patterns = ['^\\s*raise ', '^\\s*LOG\\.', '^\\s*(f?"[^"]*"\\s*)+$']
 """
