@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from functools import cache
 
 from sqlalchemy import MetaData, text
@@ -24,11 +23,19 @@ def create_tables(db: Database) -> None:
         return
     if db.backend == "sqlite":
         with db.engine.connect() as connection:
-            if not connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar():
-                connection.rollback()
-                _template().backup(connection.connection.driver_connection)
-                return
+            is_empty = not connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar()
+        if is_empty:
+            copy(_template(), db)
+            return
     Base.metadata.create_all(db.engine)
+
+
+def copy(source: Database, target: Database) -> None:
+    """Let a SQLite database have what another one has, and nothing else."""
+    with source.engine.connect() as read, target.engine.connect() as written:
+        made = read.connection.driver_connection
+        assert made is not None
+        made.backup(written.connection.driver_connection)
 
 
 def remove_tables(db: Database) -> None:
@@ -56,11 +63,7 @@ def remove_rows(db: Database) -> None:
 
 
 @cache
-def _template() -> sqlite3.Connection:
+def _template() -> Database:
     db = Database("sqlite://")
     Base.metadata.create_all(db.engine)
-    made = sqlite3.connect(":memory:", check_same_thread=False)
-    with db.engine.connect() as connection:
-        connection.connection.driver_connection.backup(made)
-    db.close()
-    return made
+    return db

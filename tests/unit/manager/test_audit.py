@@ -20,6 +20,7 @@ from backupfw.manager.operators import audit
 from backupfw.manager.queue import tasks
 from backupfw.manager.rules import quota
 from tests.unit.manager.support import World
+from tests.unit.tables import copy
 
 LEASE = 60.0
 
@@ -39,9 +40,9 @@ def drop_tasks(world: World) -> None:
         session.execute(delete(models.Task))
 
 
-@pytest.fixture
-def world() -> World:
-    """Two backups, one upon the other, and one being made."""
+@pytest.fixture(scope="module")
+def made() -> World:
+    """Two backups, one upon the other."""
     world = World()
     volume = world.volume()
     first = world.backup(volume)
@@ -49,6 +50,15 @@ def world() -> World:
     world.first = first.id  # type: ignore[attr-defined]
     world.volume_id = volume  # type: ignore[attr-defined]
     assert found(world) == []
+    return world
+
+
+@pytest.fixture
+def world(made: Any) -> Any:
+    """Return a world of the test's own with the same."""
+    world: Any = World()
+    copy(made.db, world.db)
+    world.first, world.volume_id = made.first, made.volume_id
     return world
 
 
