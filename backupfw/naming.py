@@ -29,6 +29,11 @@ _CONTROLS = re.compile(r"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _BAD = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
+def holds_controls(text: str) -> bool:
+    """Return whether a text holds what no name and no key may: control codes, or lone surrogates."""
+    return _BAD.search(text) is not None
+
+
 def received(raw: str) -> str:
     """Return a text of a request; WSGI passes its bytes as Latin-1.
 
@@ -99,7 +104,7 @@ def container_problem(name: str) -> str | None:
         return f"it is longer than {MAX_CONTAINER_LENGTH} bytes"
     if name in (".", "..") or "/" in name or "\\" in name:
         return "it is a path"
-    if _BAD.search(name) is not None:
+    if holds_controls(name):
         return "it holds control characters"
     return None
 
@@ -108,7 +113,7 @@ def key_problem(key: str) -> str | None:
     """Return what is wrong with an object key, or None."""
     if not key:
         return "it is empty"
-    if _BAD.search(key) is not None:
+    if holds_controls(key):
         return "it holds control characters"
     if len(key.encode("utf-8")) > MAX_KEY_BYTES:
         return f"it is longer than {MAX_KEY_BYTES} bytes"

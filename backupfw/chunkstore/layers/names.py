@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
@@ -102,7 +101,7 @@ class NamesLayer(Layer):
         self._check_container(container)
         for text in texts:
             # A prefix may end within a part, so only its characters are checked, not its form.
-            if any(unicodedata.category(char) in ("Cc", "Cs") for char in text):
+            if naming.holds_controls(text):
                 raise InvalidName("the prefix holds control characters", store=self.name, container=container)
 
     def _check_key(self, container: str, key: str) -> None:
