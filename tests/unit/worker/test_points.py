@@ -7,7 +7,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -722,15 +722,17 @@ def test_the_point_of_a_waiting_backups_parent_stays(world: WorkerWorld) -> None
         snapshot = world.snapshot(volume)
         storage(world).snapshots[snapshot] = DATA
     waiting = world.backups.create(world.ctx(), volume_id=volume, incremental=True)
+    mine = update(models.Task).where(models.Task.resource_id == waiting.id)
     with world.db.write() as session:
-        mine = models.Task.resource_id == waiting.id
-        session.execute(update(models.Task).where(mine).values(zone="elsewhere"))
+        # It is in nobody's way: the tidying would wait for it.
+        session.execute(mine.values(not_before=datetime(2100, 1, 1), source_id=None))
     with world.worker():
         other = world.backups.create(world.ctx(), volume_id=volume, snapshot_id=snapshot)
         world.wait_backup(other.id, "available")
         world.wait(lambda: world.tasks.pending() == 1, "the tidying")
+        assert world.status(waiting.id) == "creating"
         with world.db.write() as session:
-            session.execute(update(models.Task).values(zone=None))
+            session.execute(mine.values(not_before=None, source_id=volume))
         row = world.wait_backup(waiting.id, "available")
         assert (row.parent_id, row.comparison) == (parent.id, BY_TOKEN)
 
