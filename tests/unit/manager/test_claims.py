@@ -290,13 +290,26 @@ def test_a_position_is_behind_the_projects_last_task_and_the_one_claimed_last(wo
     early = queue(world, "d0", "D", queue_position=1)
     assert world.claim().id == early
     assert position(queue(world, "e0", "E")) == 3
+    # A scrub may wait for days, and nobody behind it.
+    queue(world, "scrubbed", "F", kind=tasks.MANIFEST_SCRUB, queue_position=50)
+    assert position(queue(world, "f0", "F")) == 3
 
 
-def test_the_queue_is_read_in_order_page_by_page(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_claim_for_some_kinds_takes_no_other(world: World) -> None:
+    queue(world, "a")
+    wanted = queue(world, "b", kind=tasks.BACKUP_DELETE)
+    assert world.claim(tasks.BACKUP_DELETE).id == wanted
+    assert world.tasks.claim("h/1", 60, [tasks.BACKUP_DELETE]) is None
+
+
+@pytest.mark.parametrize("page", [1, 2])
+def test_the_queue_is_read_in_order_page_by_page(
+    world: World, monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
     """However many tasks wait for older ones of their resource, and wherever a page ends."""
-    monkeypatch.setattr(claims, "_PAGE", 2)
+    monkeypatch.setattr(claims, "_PAGE", page)
     first = queue(world, "held", queue_position=9)
-    waiting_tasks = [queue(world, "held", queue_position=place) for place in (1, 2, 2, 3, 3)]
+    waiting_tasks = [queue(world, "held", queue_position=place) for place in (3, 2, 2, 3, 1)]
     free = [queue(world, f"free{at}", queue_position=place) for at, place in enumerate((4, 3, 3, 5))]
     assert [world.claim().id for _ in range(5)] == [free[1], free[2], free[0], free[3], first]
     assert world.tasks.claim("h/1", 60) is None
@@ -365,6 +378,20 @@ def test_what_runs_counts_against_the_limits(world: World, limits: Limits, taken
     end(world, running[0])
     queue(world, "next", "A", store=MAIN)
     assert world.tasks.claim("h/1", 60) is not None
+
+
+@pytest.mark.parametrize("limits", [Limits(total=1), Limits(project=1)])
+@pytest.mark.parametrize("kind", requirements.UNLIMITED)
+def test_what_no_limit_counts_takes_no_place_and_needs_none(world: World, kind: str, limits: Limits) -> None:
+    world.tasks = Tasks(world.db, 3, lambda: limits)
+    running = queue(world, "a", kind=kind)
+    assert world.claim(kind).id == running
+    first = queue(world, "b")
+    assert world.claim().id == first
+    queue(world, "c")
+    another = queue(world, "d", kind=kind)
+    assert world.claim().id == another
+    assert world.tasks.claim("h/1", 60) is None
 
 
 def test_the_limits_are_those_of_the_configuration(world: World) -> None:
