@@ -190,7 +190,10 @@ def _let_retention_work(session: Session, backup_id: str) -> None:
         # The key of runs begins with policy and volume.
         mine = (run.policy_id == backup.policy_id, run.volume_id == backup.volume_id)
         session.execute(
-            update(run).where(*mine, run.backup_id == backup_id).values(tidied=False),
+            # Retention that is just at work has not seen the copy: the counter tells it so.
+            update(run)
+            .where(*mine, run.backup_id == backup_id)
+            .values(tidied=False, touched=run.touched + 1),
             execution_options={"synchronize_session": False},
         )
 

@@ -494,11 +494,12 @@ class PolicyRuns:
             session.expunge_all()
         more = len(found) == _ONE_BY_ONE
         left = _DELETED_AT_ONCE
-        for run_id, volume_id, status, owner in found:
+        for run_id, touched, volume_id, status, owner in found:
             if left <= 0:
                 return True
             most = min(left, ending.AT_ONCE)
-            done = update(run).where(run.id == run_id).values(tidied=True)
+            # Not if a copy was finished meanwhile, which may take another's place.
+            done = update(run).where(run.id == run_id, run.touched == touched).values(tidied=True)
             if self._may_delete(owner):
                 gone = self._let_go(owner, volume_id, most, succeeded=status == OK)
             else:
@@ -699,13 +700,13 @@ def _is_untidy(run: Any) -> ColumnElement[bool]:
 
 
 @cache
-def _in_turn() -> Select[str, str, str, models.BackupPolicy]:
+def _in_turn() -> Select[str, int, str, str, models.BackupPolicy]:
     """Select the runs after which retention has something to do, ``:most`` of them, each project in turn."""
     run, policy = models.PolicyRun, models.BackupPolicy
     turn = func.row_number().over(partition_by=run.project_id, order_by=(run.ended_at, run.id))
     waiting = select(run.id, turn.label("turn"), run.ended_at).where(_is_untidy(run)).subquery()
     return (
-        select(run.id, run.volume_id, run.status, policy)
+        select(run.id, run.touched, run.volume_id, run.status, policy)
         .join(waiting, waiting.c.id == run.id)
         .join(policy, policy.id == run.policy_id)
         .order_by(waiting.c.turn, waiting.c.ended_at, run.id)

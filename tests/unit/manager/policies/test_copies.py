@@ -70,6 +70,33 @@ def test_the_store_of_the_backup_itself_gets_no_copy(world: PolicyWorld) -> None
     assert (made.store, copies_of(world, made.id)) == ("offsite", {})
 
 
+def test_a_copy_that_is_finished_while_retention_works_is_seen(
+    world: PolicyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the newest in its store, so the oldest there goes, and not only after the next run."""
+    world.volume()
+    policy = world.policy(retention={"last": 1}, copy_to=[{"store": "offsite", "retention": {"last": 2}}])
+    for day in (2, 3):
+        world.at(f"2026-01-{day:02}T00:00:01")
+        world.night()
+        world.copy()
+        world.night()
+    assert [one.created_at.day for one in world.backups_of(policy)] == [2, 3]
+    let_go = ending.let_go
+
+    def copied_meanwhile(*given: Any, **more: Any) -> int:
+        gone = let_go(*given, **more)
+        world.copy()
+        return gone
+
+    monkeypatch.setattr(ending, "let_go", copied_meanwhile)
+    world.at("2026-01-04T00:00:01")
+    world.night()
+    world.night()
+    assert [one.created_at.day for one in world.backups_of(policy)] == [3, 4]
+    assert all(run.tidied for run in world.runs_of(policy))
+
+
 def test_a_promoted_backup_does_not_move_the_next_ones(world: PolicyWorld) -> None:
     """An incremental backup is made beside its parent, but where this is a copy's store it would get none."""
     world.volume()
