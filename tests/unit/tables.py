@@ -39,7 +39,7 @@ def copy(source: Database, target: Database) -> None:
 
 
 def remove_tables(db: Database) -> None:
-    """Leave nothing in the database of a server, whatever a test has made there."""
+    """Leave nothing in a database, whatever a test has made there."""
     _with_tables.discard(str(db.engine.url))
     found = MetaData()
     found.reflect(db.engine)
@@ -47,18 +47,21 @@ def remove_tables(db: Database) -> None:
 
 
 def remove_rows(db: Database) -> None:
-    """Leave in the database of a server all tables, and no row: it makes and removes tables in seconds."""
+    """Leave no row in a database.  That of a server has all tables then: it needs seconds to make them."""
+    if db.backend == "sqlite":
+        # Each test has a new file.
+        return
     if str(db.engine.url) not in _with_tables:
         remove_tables(db)
         create_tables(db)
         _with_tables.add(str(db.engine.url))
         return
     with db.engine.begin() as connection:
-        if db.backend == "mysql":
+        if db.backend != "postgresql":
             connection.execute(text("SET foreign_key_checks = 0"))
         for table in reversed(Base.metadata.sorted_tables):
             connection.execute(table.delete())
-        if db.backend == "mysql":
+        if db.backend != "postgresql":
             connection.execute(text("SET foreign_key_checks = 1"))
 
 

@@ -41,6 +41,7 @@ def mariadb_url() -> Iterator[str]:
             yield url
 
 
+#: The parameters of a fixture that gives a database of each kind.
 KINDS = (
     "sqlite",
     pytest.param("postgresql", marks=pytest.mark.server),
@@ -52,8 +53,7 @@ KINDS = (
 def db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """An empty database of each kind."""
     with opened(request, tmp_path) as database:
-        if database.backend != "sqlite":
-            remove_tables(database)
+        remove_tables(database)
         yield database
 
 
@@ -61,8 +61,7 @@ def db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
 def any_db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """A database of each kind without rows, for tests that call ``create_tables``."""
     with opened(request, tmp_path) as database:
-        if database.backend != "sqlite":
-            remove_rows(database)
+        remove_rows(database)
         yield database
 
 

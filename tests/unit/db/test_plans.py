@@ -128,15 +128,11 @@ def _fill(db: Database) -> None:
             connection.execute(text(f"{word} {model.__tablename__}"))
 
 
-@pytest.fixture(
-    scope="module",
-    params=KINDS,
-)
+@pytest.fixture(scope="module", params=KINDS)
 def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     """A database of each kind with a project's rows among those of others."""
     with opened(request, tmp_path_factory.mktemp("plans")) as database:
-        if database.backend != "sqlite":
-            remove_tables(database)
+        remove_tables(database)
         _fill(database)
         yield database
 
