@@ -48,7 +48,6 @@ from backupfw.outages import Outages
 from backupfw.worker.backends import Backends, foreign_catalogues
 from backupfw.worker.data_keys import DataKeys
 from backupfw.worker.handlers import EngineSettings, Tools
-from backupfw.worker.handlers.base import volume_ref
 from backupfw.worker.holding import Holding
 from backupfw.worker.policies import PolicyLoop
 from backupfw.worker.stores import Alarm, Stores
@@ -83,7 +82,7 @@ def expire_seconds(conf: cfg.ConfigOpts) -> float:
 def make_expiry(conf: cfg.ConfigOpts, db: Database) -> Expiry:
     """Return what ends tasks that no worker can take."""
     foreign = foreign_catalogues(conf)
-    return Expiry(db, conf, lambda volume: foreign[volume.backend].spoil_volume(volume_ref(volume)))
+    return Expiry(db, conf, lambda volume: foreign[volume.backend].spoil_volume(volume.id, volume.project_id))
 
 
 def look_after(expiry: Expiry, messages: MessageManager, actions: ActionManager) -> None:

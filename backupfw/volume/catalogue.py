@@ -10,10 +10,7 @@ import abc
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, ClassVar, Protocol
-
-if TYPE_CHECKING:
-    from backupfw.volume.base import VolumeRef
+from typing import ClassVar, Protocol
 
 
 class Caller(Protocol):
@@ -129,10 +126,12 @@ class Catalogue(abc.ABC):
         :raises Forbidden: the caller may not make volumes.
         """
 
-    def spoil_volume(self, volume: VolumeRef) -> None:  # noqa: B027  (optional)
+    def spoil_volume(self, volume_id: str, owner: str) -> None:  # noqa: B027  (optional)
         """Show that a restore failed whose end no worker tells: see :meth:`VolumeProvider.end_restore`.
 
         The service's own credentials are used.
+
+        :param owner: the project whose volume it was when the restore was asked for.
         """
 
     @abc.abstractmethod

@@ -41,7 +41,7 @@ CONFIG = """\
 # At once, not after a minute.
 scheduler_driver_init_wait_time = 3
 periodic_interval = 4
-# All services of a process write their reports, and their zones, into the row of the last one: nobody reports.
+# All services of a process write their reports, and their zones, into the row of the last: nobody reports.
 report_interval = 0
 service_down_time = 86400
 log_file = {base}/cinder.log

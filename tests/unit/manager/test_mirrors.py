@@ -30,7 +30,6 @@ from backupfw.manager.usecases.backups import BackupManager
 from backupfw.manager.usecases.mirrors import Mirrors
 from backupfw.manager.usecases.snapshots import SnapshotManager
 from backupfw.manager.usecases.volumes import VolumeManager
-from backupfw.volume.base import VolumeRef
 from backupfw.volume.catalogue import Caller, Catalogue, ForeignSnapshot, ForeignVolume
 from backupfw.worker.handlers.base import volume_ref
 from tests.unit.manager.support import World
@@ -127,9 +126,10 @@ class Foreign(Catalogue):
             raise ServiceUnavailable("the answer is lost")
         return self.there[made]
 
-    def spoil_volume(self, volume: VolumeRef) -> None:
+    def spoil_volume(self, volume_id: str, owner: str) -> None:
         self._ask("spoil")
-        self.change(volume.id, status="error")
+        assert self.there[volume_id].project_id == owner
+        self.change(volume_id, status="error")
 
     def delete_volume(self, caller: Caller, volume_id: str) -> None:
         self._ask("delete")
@@ -508,7 +508,7 @@ def test_a_volume_that_no_worker_restored_to_shows_it(world: World, foreign: For
     """It would be available, and empty."""
     volume = foreign.add()
     backup = a_backup(world, volume)
-    expiry = Expiry(world.db, world.conf, lambda volume: foreign.spoil_volume(volume_ref(volume)))
+    expiry = Expiry(world.db, world.conf, lambda volume: foreign.spoil_volume(volume.id, volume.project_id))
     _, made, _ = world.backups.restore(world.ctx(), backup)
     if how == "cancelled":
         world.backups.cancel(world.ctx(), backup)

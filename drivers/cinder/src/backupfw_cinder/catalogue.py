@@ -19,7 +19,6 @@ from backupfw.errors import (
     SnapshotNotFound,
     VolumeNotFound,
 )
-from backupfw.volume.base import VolumeRef
 from backupfw.volume.catalogue import Caller, Catalogue, ForeignSnapshot, ForeignVolume
 from backupfw_cinder.client import Client, Refused, key_of, unavailable, understood
 from backupfw_cinder.temporary import OF_KEY
@@ -198,9 +197,9 @@ class CinderCatalogue(Catalogue):
                 return
             time.sleep(_POLL)
 
-    def spoil_volume(self, volume: VolumeRef) -> None:
+    def spoil_volume(self, volume_id: str, owner: str) -> None:
         """Let a volume be in error."""
-        self._volumes.spoil(volume)
+        self._volumes.spoil(volume_id, owner)
 
     def _found(self, kind: str, one: str, owner: str, caller: Caller) -> dict[str, Any]:
         """Return a volume or snapshot that the caller sees, with its owner.

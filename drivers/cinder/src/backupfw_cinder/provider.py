@@ -208,7 +208,7 @@ class CinderProvider(VolumeProvider):
     def end_restore(self, volume: VolumeRef, source: Restored | None) -> None:
         """Give the volume what belongs to its bytes; or let it be in error."""
         if source is None:
-            self._volumes.spoil(volume)
+            self._volumes.spoil(volume.id, volume.project_id)
         else:
             self._volumes.describe(volume, source)
 

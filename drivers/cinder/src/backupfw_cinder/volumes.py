@@ -104,7 +104,7 @@ class Volumes:
 
         :raises StorageChanged: it has another owner, or is gone.
         """
-        if volume.project_id is not None and _has_another_owner(self.get(volume.id), volume):
+        if volume.project_id is not None and _has_another_owner(self.get(volume.id), volume.project_id):
             hint = "It was transferred in the Block Storage service."
             raise StorageChanged(f"volume {volume.id}", "belongs to another project now", hint)
 
@@ -304,7 +304,7 @@ class Volumes:
         """
         volume_id = volume.id
         present = self.get(volume_id)
-        if _has_another_owner(present, volume):
+        if _has_another_owner(present, volume.project_id):
             return
         if source.metadata:
             self._client.call("POST", f"/volumes/{volume_id}/metadata", {"metadata": dict(source.metadata)})
@@ -316,15 +316,16 @@ class Volumes:
         if source.image_metadata:
             self._act(volume_id, "os-set_image_metadata", {"metadata": dict(source.image_metadata)})
 
-    def spoil(self, volume: VolumeRef) -> None:
+    def spoil(self, volume_id: str, owner: str | None) -> None:
         """Let a volume be in error, so that nobody takes it for a good one; a missing one is left so.
 
         One that has another owner now, or that somebody else has attached, is left alone: it was taken
         before this service could write.
+
+        :param owner: see :attr:`VolumeRef.project_id`.
         """
-        volume_id = volume.id
         try:
-            if _has_another_owner(self.get(volume_id), volume):
+            if _has_another_owner(self.get(volume_id), owner):
                 return
         except StorageChanged:
             return
@@ -340,10 +341,10 @@ class Volumes:
         self._client.call("POST", f"/volumes/{volume_id}/action", {action: dict(body)})
 
 
-def _has_another_owner(found: Mapping[str, Any], volume: VolumeRef) -> bool:
+def _has_another_owner(found: Mapping[str, Any], before: str | None) -> bool:
     """Return whether a volume was transferred since an operation was asked for; if that is known."""
     owner = found.get("os-vol-tenant-attr:tenant_id")
-    return bool(owner and volume.project_id) and owner != volume.project_id
+    return bool(owner and before) and owner != before
 
 
 def _protocols(capabilities: Mapping[str, Any]) -> frozenset[str]:
