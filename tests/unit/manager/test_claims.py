@@ -302,6 +302,29 @@ def test_a_claim_for_some_kinds_takes_no_other(world: World) -> None:
     assert world.tasks.claim("h/1", 60, [tasks.BACKUP_DELETE]) is None
 
 
+@pytest.mark.parametrize(
+    ("older", "newer", "waits"),
+    [
+        (tasks.VOLUME_CREATE, tasks.VOLUME_DELETE, True),
+        (tasks.VOLUME_CREATE, tasks.VOLUME_TIDY, True),
+        (tasks.VOLUME_CREATE, tasks.VOLUME_THAW, False),
+        (tasks.VOLUME_TIDY, tasks.VOLUME_DELETE, False),
+        # By one worker at a time.
+        (tasks.VOLUME_TIDY, tasks.VOLUME_TIDY, True),
+        (tasks.VOLUME_THAW, tasks.VOLUME_TIDY, False),
+        (tasks.BACKUP_VERIFY, tasks.BACKUP_DELETE, False),
+    ],
+)
+def test_a_task_waits_for_an_older_one_of_its_resource(
+    world: World, older: str, newer: str, waits: bool
+) -> None:
+    number = queue(world, "a", kind=older)
+    after = queue(world, "a", kind=newer)
+    assert world.claim(older).id == number
+    claimed = world.tasks.claim("h/1", 60)
+    assert (None if claimed is None else claimed.id) == (None if waits else after)
+
+
 @pytest.mark.parametrize("page", [1, 2])
 def test_the_queue_is_read_in_order_page_by_page(
     world: World, monkeypatch: pytest.MonkeyPatch, page: int
