@@ -141,7 +141,7 @@ def make_managers(
 ) -> Managers:
     """Return the use cases that the API calls.
 
-    :param wake: called after a transaction that queued or cancelled a task.
+    :param wake: called after a transaction that queued or cancelled a task, or changed a backup policy.
     :param outbox: the event outbox; None: no events are sent.
     """
     foreign = foreign_catalogues(conf)
@@ -150,7 +150,7 @@ def make_managers(
     )
     return Managers(
         backups=backups,
-        policies=PolicyManager(db, conf, backups),
+        policies=PolicyManager(db, conf, backups, wake),
         volumes=VolumeManager(db, conf, wake, foreign.keys()),
         snapshots=SnapshotManager(db, conf, wake),
         quota=QuotaManager(db, conf),
@@ -280,14 +280,14 @@ class WorkerProcess:
             expire_seconds=expire_seconds(conf),
             store_wait=conf.backup.service_wait,
         )
-        self._worker = Worker(tools, dispatch, settings)
-        self._holding = Holding(backup_tasks, self._stores, wire_names, Outages())
         managers = make_managers(conf, db, dispatch.wake, outbox)
         self._policies = PolicyLoop(
             PolicyRuns(db, managers.backups, pauses(conf), FilePolicy(conf).allows, wire_names),
             conf.backup.poll_seconds,
             Outages(),
         )
+        self._worker = Worker(tools, dispatch, settings, self._policies.nudge)
+        self._holding = Holding(backup_tasks, self._stores, wire_names, Outages())
 
     def start(self) -> None:
         """Start claiming tasks."""

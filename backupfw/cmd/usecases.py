@@ -37,7 +37,7 @@ _PAGE = 1000
 class UseCases:
     """The use cases on one database.
 
-    :param wake: called after a transaction that queued or cancelled a task.
+    :param wake: called after a transaction that queued or cancelled a task, or changed a backup policy.
     """
 
     def __init__(self, conf: cfg.ConfigOpts, db: Database, wake: Callable[[], None] = lambda: None) -> None:
@@ -67,7 +67,7 @@ class UseCases:
         """The use cases of backup policies."""
         from backupfw.manager.policies.manager import PolicyManager
 
-        return PolicyManager(self.db, self.conf, self.backups)
+        return PolicyManager(self.db, self.conf, self.backups, self._wake)
 
     @cached_property
     def volumes(self) -> VolumeManager:

@@ -13,7 +13,9 @@ class Dispatch(Protocol):
     """Wakes workers.  Lost, duplicate, late and reordered wake-ups cost time and nothing else."""
 
     def wake(self) -> None:
-        """Wake every worker, because tasks were queued or cancelled; called after the commit.
+        """Wake every worker, because tasks were queued or cancelled, or a backup policy was changed.
+
+        Called after the commit.
 
         Never blocks and never fails, because the caller's change is done already.
         """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from backupfw.outages import Turns
@@ -24,7 +23,8 @@ _FORGET = "Old runs of backup policies could not be deleted"
 _FORGET_SECONDS = 3600.0
 #: Seconds between two looks whether the clock went back.
 _CLOCK_SECONDS = 60.0
-#: So many polls pass at most between two looks while nothing is due or on; what is due is not late for it.
+#: So many polls pass at most between two looks while nothing is due or on and nobody wakes it up; what is due
+#: is not late for it.
 _IDLE_POLLS = 20
 #: Seconds that the end waits for a step that is under way.
 _PATIENCE = 5.0
@@ -44,12 +44,14 @@ class PolicyLoop:
         self._poll_seconds = poll_seconds
         self._outages = outages
         self._ending = threading.Event()
+        # Of each thread: that it is to look now.
+        self._to_plan, self._to_begin = threading.Event(), threading.Event()
         # Whether something is due or on, as the last look found it.
         self._busy = False
         self._turns = Turns(outages)
         self._threads = [
-            threading.Thread(target=self._repeat, args=(step,), name=f"policies-{name}", daemon=True)
-            for name, step in (("plan", self._plan), ("begin", self._begin))
+            threading.Thread(target=target, name=f"policies-{name}", daemon=True)
+            for name, target in (("plan", self._keep_planning), ("begin", self._keep_beginning))
         ]
 
     def start(self) -> None:
@@ -61,9 +63,15 @@ class PolicyLoop:
         """Whether both threads live."""
         return all(thread.is_alive() for thread in self._threads)
 
+    def nudge(self) -> None:
+        """Look at once, if nothing was due or on: a policy may have changed.  Any thread may call it."""
+        self._to_plan.set()
+
     def stop(self) -> None:
         """Begin nothing any more."""
         self._ending.set()
+        self._to_plan.set()
+        self._to_begin.set()
 
     def join(self) -> None:
         """Wait a little for the threads; what one of them leaves, another process does."""
@@ -71,9 +79,20 @@ class PolicyLoop:
             if thread.ident is not None:
                 thread.join(_PATIENCE)
 
-    def _repeat(self, step: Callable[[], float]) -> None:
+    def _keep_planning(self) -> None:
         while not self._ending.is_set():
-            self._ending.wait(step())
+            was_busy, seconds = self._busy, self._plan()
+            if self._busy and not was_busy:
+                self._to_begin.set()
+            # While something is on, tasks end often, and each end is a wake-up.
+            (self._ending if self._busy else self._to_plan).wait(seconds)
+            # Before the next look: what comes after that counts.
+            self._to_plan.clear()
+
+    def _keep_beginning(self) -> None:
+        while not self._ending.is_set():
+            self._to_begin.wait(self._begin())
+            self._to_begin.clear()
 
     def _plan(self) -> float:
         """Plan and watch; returns the seconds until the next look."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -75,12 +75,20 @@ class Worker:
     :param tools: what handlers work with.
     :param dispatch: wakes the worker up.
     :param settings: see :class:`WorkerSettings`.
+    :param woken: is called after each wake-up; must not block.
     """
 
-    def __init__(self, tools: Tools, dispatch: Dispatch, settings: WorkerSettings) -> None:
+    def __init__(
+        self,
+        tools: Tools,
+        dispatch: Dispatch,
+        settings: WorkerSettings,
+        woken: Callable[[], None] = lambda: None,
+    ) -> None:
         self._tools = tools
         self._tasks = tools.tasks
         self._dispatch = dispatch
+        self._woken = woken
         self._settings = settings
         self._owner = f"{settings.host}/{uuid.uuid4()}"
         self._outages = Outages()
@@ -165,6 +173,7 @@ class Worker:
             if self._dispatch.wait(self._settings.poll_seconds):
                 # It may also mean that a running task was cancelled.
                 self._leases.poke()
+                self._woken()
 
     def _is_full(self) -> bool:
         """Whether all slots are taken; only the thread that claims may ask."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -39,12 +39,20 @@ class PolicyManager:
 
     :param conf: has the group ``quota``, the enabled stores, and the names of quiesce commands.
     :param backups: finds the volumes that policies name, those of foreign catalogues, too.
+    :param wake: called after a transaction that may have made something due sooner than a worker looks.
     """
 
-    def __init__(self, db: Database, conf: cfg.ConfigOpts, backups: BackupManager) -> None:
+    def __init__(
+        self,
+        db: Database,
+        conf: cfg.ConfigOpts,
+        backups: BackupManager,
+        wake: Callable[[], None] = lambda: None,
+    ) -> None:
         self._db = db
         self._conf = conf
         self._backups = backups
+        self._wake = wake
 
     @property
     def quiesce_commands(self) -> Sequence[str]:
@@ -99,7 +107,9 @@ class PolicyManager:
             row = session.get(BackupPolicy, policy_id)
             return None if row is None else rows.backup_policy(row)
 
-        return self._db.run(work, made)
+        result = self._db.run(work, made)
+        self._wake()
+        return result
 
     def get(self, ctx: RequestContext, policy_id: str) -> rows.BackupPolicy:
         """Return a policy.
@@ -173,7 +183,9 @@ class PolicyManager:
             session.flush()
             return rows.backup_policy(row)
 
-        return self._db.run(work)
+        result = self._db.run(work)
+        self._wake()
+        return result
 
     def delete(self, ctx: RequestContext, policy_id: str) -> None:
         """Delete a policy and the records of its runs; its backups stay, and no retention deletes them.
@@ -223,7 +235,9 @@ class PolicyManager:
             found = select(run).where(run.policy_id == row.id, run.scheduled_at == moment)
             return [rows.policy_run(one) for one in session.scalars(found.order_by(run.volume_id))]
 
-        return self._db.run(work)
+        result = self._db.run(work)
+        self._wake()
+        return result
 
     def runs(
         self,

@@ -1,4 +1,4 @@
-"""``backupfw policy``, from the first to the last verb, on the database alone."""
+"""``backupfw policy``, from the first to the last verb, on the database alone; how soon policies run."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
-from tests.unit.cmd.conftest import Run
+from backupfw.cmd import database, service
+from tests.unit.cmd.conftest import Run, load_conf
+from tests.waiting import wait_until
 
 
 def test_a_policy_from_its_beginning_to_its_end(run: Run) -> None:
@@ -107,3 +110,26 @@ def test_what_is_refused(run: Run, words: tuple[str, ...], status: int, said: st
     done = run("policy", "create", "--project", "p", *words)
     assert (done.status, done.out) == (status, "")
     assert said in done.err
+
+
+def test_what_is_to_run_now_waits_for_no_look_of_the_worker(state: Path) -> None:
+    conf = load_conf(state)
+    conf.set_override("port", 0, "api")
+    # Its looks into the database are minutes apart, those of an idle one for policies hours.
+    conf.set_override("poll_seconds", 300.0, "backup")
+    database.prepare(conf, make=True)
+    with service.EmbeddedService(conf) as serving, requests.Session() as session:
+        session.headers["X-Auth-Token"] = "tester:demo:admin"
+
+        def call(path: str, body: Any = None) -> Any:
+            method = "GET" if body is None else "POST"
+            answer = session.request(method, f"{serving.url}v3/demo{path}", json=body)
+            assert answer.ok, answer.text
+            return answer.json()
+
+        volume = call("/volumes", {"volume": {"size": 1}})["volume"]["id"]
+        wait_until("the volume", lambda: call(f"/volumes/{volume}")["volume"]["status"] == "available")
+        wanted = {"schedule": {"cron": "@yearly"}, "selection": {"volume_ids": [volume]}}
+        policy = call("/backup-policies", {"backup_policy": wanted})["backup_policy"]["id"]
+        call(f"/backup-policies/{policy}/action", {"run": {}})
+        wait_until("a backup", lambda: call("/backups?status=available")["backups"])

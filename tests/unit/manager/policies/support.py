@@ -40,7 +40,7 @@ class PolicyWorld(World):
         monkeypatch.setattr(db_session, "datetime", Clock)
         Clock.moment = datetime(2026, 1, 1, 12)
         super().__init__(**more)
-        self.policies = PolicyManager(self.db, self.conf, self.backups)
+        self.policies = PolicyManager(self.db, self.conf, self.backups, self._wake)
         self.paused: dict[str, str] = {}
         #: Rules that forbid members everything.
         self.forbidden: set[str] = set()

@@ -307,3 +307,18 @@ def test_of_each_volume_one_run_waits_at_a_time(world: PolicyWorld, jitter: int)
     world.step()
     assert len(world.runs_of(policy, status="ok")) == 1
     assert len(world.runs_of(policy, status="running")) == 1
+
+
+def test_workers_are_woken_by_what_may_be_due_before_they_look(world: PolicyWorld) -> None:
+    """Idle ones look a minute apart."""
+    policy = world.policy()
+    woken = [world.wakes]
+    for change in (
+        partial(world.policies.update, settings={"schedule": {"cron": "@hourly"}}),
+        world.policies.pause,
+        world.policies.resume,
+        world.policies.run,
+    ):
+        change(world.ctx(), policy)
+        woken.append(world.wakes)
+    assert woken == [1, 2, 3, 4, 5]
