@@ -152,7 +152,9 @@ class Copies:
                 return work(place)
             except Damaged as error:
                 container = self._stores.container(place.store, place.container)
-                self._record(place, container, error, control)
+                if not self._record(place, container, error, control):
+                    # It is being removed there, or was: what is missing is not to come back.
+                    raise
                 # A data key is none of the objects that a manifest names.  And an object that is damaged
                 # again at once is not put without end.
                 if keys.parse(error.key) is None or error.key in repaired:
@@ -225,13 +227,17 @@ class Copies:
                 break
         return Repaired(place, len(seen), len(found))
 
-    def _record(self, place: Place, container: Container, error: Damaged, control: Control) -> None:
+    def _record(self, place: Place, container: Container, error: Damaged, control: Control) -> bool:
         """Put an object on the list: the next incremental stores its blocks anew.
 
         One of Cinder's format may be in another container of the store.
+
+        :returns: False: nothing was recorded, because the backup is being removed in this place.
         """
-        if self._listed.record(place.store, error.container, error.key, error.reason, place.manifest_id):
-            mark_sharers(self._backups, container, place.manifest_id, {error.key}, control)
+        if not self._listed.record(place.store, error.container, error.key, error.reason, place.manifest_id):
+            return False
+        mark_sharers(self._backups, container, place.manifest_id, {error.key}, control)
+        return True
 
     def put_again(
         self,

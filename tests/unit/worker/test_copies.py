@@ -897,6 +897,30 @@ def test_a_restore_needs_one_store_only(world: CopyWorld, away: str) -> None:
     assert world.restore_to_volume(backup) == data
 
 
+def test_what_is_removed_while_it_is_read_is_not_put_again(
+    world: CopyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restore that began before the copy was removed goes on with the backup itself."""
+    _, (backup,), (data,) = chain(world, 1)
+    world.copy(backup)
+    world.conf.enabled_stores = ["offsite", "main"]
+    _, volume, _ = world.backups.restore(world.ctx(), backup)
+    task = world.claim_next()
+    assert task is not None
+
+    def reach(name: str, _detail: object = "") -> None:
+        if name == "restore.opened":
+            world.backups.remove_copy(world.ctx(), backup, "offsite")
+            assert world.work() == [("manifest.release", "done")]
+            assert world.held(world.offsite) == {}
+
+    monkeypatch.setattr(crash_points, "reach", reach)
+    assert world.run_one(task) == "done"
+    assert bytes(world.provider.volumes[volume]) == data
+    assert world.held(world.offsite) == {}
+    world.is_clean()
+
+
 @BOTH
 def test_what_is_damaged_in_every_store_stays_so(world: CopyWorld) -> None:
     _, (backup,), _ = chain(world, 1)
