@@ -311,7 +311,10 @@ class DeleteTasks(Outcomes):
         def work(session: Session) -> None:
             tasks.end(session, task)
             self._gone(session, plan.manifest_id, task.request_id)
-            backup_rows.forget(session, backup_of(session, task))
+            backup = backup_of(session, task)
+            backup_rows.forget(session, backup)
+            # A rebuild may have found a copy since the deletion began.
+            copies.remove_all(session, backup.id, task.request_id)
 
         self._db.run(work)
 

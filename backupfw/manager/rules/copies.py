@@ -301,6 +301,9 @@ def enter(session: Session, backup: models.Backup, manifest_id: str) -> bool:
     :returns: False: the backup is deleted, or has a copy in that store, or is there itself.
     """
     manifest = session.get_one(models.Manifest, manifest_id)
+    # Its deletion comes before, or removes the copy, too.
+    lock(session, models.Backup, models.Backup.id == backup.id)
+    session.refresh(backup)
     copy = _of(session, backup.id, manifest.store)
     if backup.deleted or backup.store == manifest.store:
         return False

@@ -858,6 +858,31 @@ def test_a_rebuild_of_a_second_store_finds_copies(new_world: Callable[..., CopyW
     assert world.held(world.offsite) == {}
 
 
+def test_a_copy_that_is_found_while_its_backup_is_deleted_goes_too(
+    world: CopyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database had lost it, and a rebuild enters it between the steps of the deletion."""
+    _, (backup,), _ = chain(world, 1)
+    world.copy(backup)
+    with world.db.write() as session:
+        for model in (models.BackupCopy, models.Manifest):
+            for row in session.scalars(select(model).where(model.store == "offsite")).all():
+                session.delete(row)
+            session.flush()
+    found: list[entering.Entered] = []
+
+    def reach(name: str, _detail: object = "") -> None:
+        if name == "delete.planned":
+            found.extend(rebuild(world, "offsite"))
+
+    monkeypatch.setattr(crash_points, "reach", reach)
+    world.backups.delete(world.ctx(), backup)
+    world.work()
+    assert [(one.result, one.is_copy) for one in found] == [(entering.ENTERED, True)]
+    assert world.held(world.offsite) == {}
+    world.is_clean()
+
+
 def objects_of(world: CopyWorld, backup: str, last: str) -> list[str]:
     return sorted(key for key in world.held(world.offsite) if f"/{backup}/" in key and key.endswith(last))
 
