@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from oslo_log import log
 
 from backupfw import moments
-from backupfw.chunkstore.errors import ChunkStoreError, Unavailable
+from backupfw.chunkstore.errors import ChunkStoreError
 from backupfw.engine import copying, verify
 from backupfw.engine.format import keys
 from backupfw.errors import Damaged, InvalidBackup, InvalidInput
 from backupfw.worker import stored
 from backupfw.worker.damaged_objects import mark_sharers
+from backupfw.worker.reasons import may_pass
 
 if TYPE_CHECKING:
     from backupfw.chunkstore.container import Container
@@ -129,21 +130,24 @@ class Copies:
         """Do something that reads the backup, in the first place where that succeeds.
 
         An object that is found damaged is recorded, put again from another place, and ``work`` is called
-        again.  If that cannot be done, or the store does not answer, the next place is read.
+        again.  If that cannot be done, or the store does not answer, or refuses to, the next place is read.
 
         :param work: is called any number of times.
         :raises Damaged: an object is damaged in every place.
-        :raises Unavailable: a store does not answer, and no other place has the backup whole.
+        :raises ChunkStoreError: a store cannot be read, and no other place has the backup whole.
         """
         errors: list[Exception] = []
         for place in self._places:
             try:
                 return self._mended(place, work, control)
-            except (Damaged, Unavailable, InvalidInput) as error:
+            except (Damaged, ChunkStoreError, InvalidInput) as error:
+                if isinstance(error, ChunkStoreError) and error.store not in ("", place.store):
+                    # Of the store that is written, which no other place changes.
+                    raise
                 LOG.warning("The backup cannot be read from store %s: %s", place.store, error)
                 errors.append(error)
         # One that may pass first: the task is tried again.
-        raise next((one for one in errors if isinstance(one, Unavailable)), errors[0])
+        raise next((one for one in errors if may_pass(one)), errors[0])
 
     def _mended(self, place: Place, work: Callable[[Place], T], control: Control) -> T:
         repaired: set[str] = set()

@@ -18,7 +18,7 @@ from sqlalchemy import select
 from backupfw import crash_points, errors, moments
 from backupfw.chunkstore.base import Body
 from backupfw.chunkstore.container import Container
-from backupfw.chunkstore.errors import Unavailable, locked_until
+from backupfw.chunkstore.errors import PermissionDenied, Unavailable, locked_until
 from backupfw.chunkstore.memory import Contents, MemoryStore
 from backupfw.cmd.catalogue import DatabaseCatalogue
 from backupfw.db import models
@@ -920,6 +920,17 @@ def test_a_restore_needs_one_store_only(world: CopyWorld, away: str) -> None:
     world.copy(backup)
     world.stores.away.add(away)
     assert world.restore_to_volume(backup) == data
+
+
+def test_a_restore_needs_no_store_that_refuses_to_be_read(world: CopyWorld) -> None:
+    """Its credentials were revoked: that is no damage, and no outage that ends."""
+    _, (backup,), (data,) = chain(world, 1)
+    world.copy(backup)
+    refused = PermissionDenied("access denied", store="main", container=BOX)
+    fault = world.faulty.fail("any", lambda: refused, times=None)
+    assert world.restore_to_volume(backup) == data
+    assert fault.struck
+    assert world.outcomes.damaged_objects.keys("main", BOX) == frozenset()
 
 
 def test_what_is_removed_while_it_is_read_is_not_put_again(
