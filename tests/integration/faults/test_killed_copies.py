@@ -130,6 +130,12 @@ def test_removal_of_a_copy(killing: Killing, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
+def let_look(installed: Installation) -> None:
+    """Let a worker look for something to scrub: each does at its start, and then once a minute."""
+    assert installed.workers["w1"].stop() == 0
+    installed.start_worker("w1")
+
+
 @pytest.mark.parametrize("asked_for", [False, True], ids=["by-itself", "asked-for"])
 def test_scrub(killing: Killing, tmp_path: Path, server: SeaweedFS, asked_for: bool) -> None:
     """An object of the copy that is missing is put there again."""
@@ -157,7 +163,12 @@ def test_scrub(killing: Killing, tmp_path: Path, server: SeaweedFS, asked_for: b
             " WHERE store = 'offsite' AND backup_id = :id",
             id=backup,
         )
+        let_look(installed)
     killing.died("scrub.segment")
+    if not asked_for:
+        over = "SELECT id FROM tasks WHERE lease_until < timezone('utc', statement_timestamp())"
+        wait("the end of the lease", lambda: installed.rows(over), installed.log_tail)
+        let_look(installed)
     installed.wait_struck("scrub.recorded")
     proven = (
         "SELECT id FROM manifests"
