@@ -159,7 +159,8 @@ def _mariadb_command(directory: Path, port: int) -> list[str]:
         shutil.which("mariadbd") or "/usr/sbin/mariadbd", "--no-defaults", f"--datadir={directory}/data",
         f"--socket={directory}/s", f"--port={port}", "--bind-address=127.0.0.1",
         f"--pid-file={directory}/pid", f"--tmpdir={directory}/tmp", "--skip-name-resolve",
-        "--innodb-flush-log-at-trx-commit=0", "--sync-frm=0", "--innodb-flush-method=nosync",
+        # What was written is there as long as the machine lives, also when the server is killed.
+        "--debug-no-sync", "--innodb-flush-log-at-trx-commit=0", "--innodb-flush-method=nosync",
         "--innodb-buffer-pool-size=32M", "--innodb-log-file-size=16M", "--performance-schema=off",
         "--max-connections=100", "--character-set-server=utf8mb4",
     ]  # fmt: skip
