@@ -55,6 +55,8 @@ _CONTEXT = b"installation/project/volume"
 #: What may be a key in the bytes that are stored: long words without dashes, which ids may have.
 _WORD = re.compile(rb"[A-Za-z0-9+/=]{24,}")
 _THREADS = 8
+#: How much a process that is to be killed has done at most before.
+_MOST_TOLD = 5
 
 
 class KeyStoreTests:
@@ -268,7 +270,7 @@ class KeyStoreTests:
 
     def test_k8_killed_while_keys_are_destroyed(self, server: Any, keys: KeyStore) -> None:
         def fresh() -> tuple[Sequence[str]]:
-            return ([keys.create("project") for _ in range(15)],)
+            return ([keys.create("project") for _ in range(_MOST_TOLD + 3)],)
 
         kept = keys.create("project")
         wrapped = keys.wrap(kept, _SECRET, _CONTEXT)
@@ -303,7 +305,7 @@ class KeyStoreTests:
         told = []
         with other_process(self.recipe(server), work, *arguments) as other:
             other.go()
-            for _ in range(noise.randrange(1, 6)):
+            for _ in range(noise.randint(1, _MOST_TOLD)):
                 told.append(other.told())
             time.sleep(noise.random() * 0.005)
         return told
@@ -316,7 +318,7 @@ class KeyStoreTests:
             key_id = keys.create(f"project-{number}")
             secret = os.urandom(64)
             own = keys.wrap(key_id, secret, _CONTEXT)
-            for _ in range(5):
+            for _ in range(3):
                 assert keys.unwrap(shared, wrapped, _CONTEXT) == _SECRET
                 assert keys.unwrap(key_id, own, _CONTEXT) == secret
             keys.destroy(key_id)
@@ -324,7 +326,7 @@ class KeyStoreTests:
             return key_id
 
         with ThreadPoolExecutor(_THREADS) as pool:
-            ids = list(pool.map(use, range(3 * _THREADS)))
+            ids = list(pool.map(use, range(2 * _THREADS)))
         assert len(set(ids)) == len(ids)
 
     def test_k9_many_processes(self, server: Any, keys: KeyStore) -> None:
