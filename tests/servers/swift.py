@@ -23,7 +23,7 @@ from tests.servers.programs import find_program, missing_programs
 KINDS = ("account", "container", "object")
 PROGRAMS = tuple(f"swift-{kind}-server" for kind in (*KINDS, "proxy"))
 #: Entries of one page of a listing: so small that tests need few objects to go beyond.
-PAGE = 500
+PAGE = 200
 
 _SWIFT = """\
 [swift-hash]

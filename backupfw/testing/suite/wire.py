@@ -114,7 +114,8 @@ class WireTests(Adoption):
     def test_g10_listing_that_is_cut(
         self, server: Any, container: str, wire: FaultProxy, far_store: ChunkStore, kind: Kind
     ) -> None:
-        expected = [ObjectInfo(f"key{number:03}", 1) for number in range(120)]
+        # Few keys, but long ones: their listing goes on for some kilobytes.
+        expected = [ObjectInfo(f"{'key' * 30}{number:02}", 1) for number in range(40)]
         for info in expected:
             self.raw_put(server, container, info.key, b"x")
         self.eventually(far_store, lambda: retried(lambda: list(far_store.list(container))), expected)

@@ -10,8 +10,8 @@ from tests.servers.keystone import Keystone, User, keystone
 from tests.servers.swift import Swift, swift
 from tests.servers.swift_accounts import publish
 
-#: Of Keystone's tokens, seconds: renewed after 10 with the options' defaults.
-TOKEN_LIFE = 40
+#: Of Keystone's tokens, seconds: renewed after 5 with the options' defaults.
+TOKEN_LIFE = 20
 
 
 @pytest.fixture(scope="session")

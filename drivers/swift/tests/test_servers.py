@@ -212,13 +212,13 @@ class TestKeystone:
         store = opened(options)
         store.ensure_container("c")
         first = store._tokens.current()
-        assert first.lifetime == 40
+        assert first.lifetime == 20
 
         def never(refused: object) -> Any:
             raise AssertionError("a token was used until it was refused")
 
         store._tokens.after = never  # type: ignore[method-assign]
-        assert transfer(store, "c", 12, lambda: None) > 10
+        assert transfer(store, "c", first.lifetime / 4 + 2, lambda: None) > 10
         assert store._tokens.current() is not first
 
     def test_revoked_in_mid_transfer(self, options: dict[str, Any], identity: Keystone) -> None:
