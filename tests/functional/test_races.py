@@ -13,7 +13,7 @@ from tests.functional.cloud import Client, Cloud
 
 pytestmark = pytest.mark.check
 
-ROUNDS = 300
+ROUNDS = 100
 
 
 def test_of_a_delete_and_a_restore_at_once_one_is_refused(cloud: Cloud) -> None:

@@ -900,7 +900,7 @@ def play_the_rare_cases(machine: type[DataPath]) -> None:
 
 @pytest.mark.check
 def test_a_database_that_went_back(machine: type[DataPath]) -> None:
-    seeds = range(10 if machine.keyring else 30)
+    seeds = range(5 if machine.keyring else 15)
     unknown = [go_back(machine, seed) for seed in seeds]
     assert sum(number > 0 for number in unknown) > len(seeds) // 3
 
@@ -909,13 +909,13 @@ def test_a_database_that_went_back(machine: type[DataPath]) -> None:
 @pytest.mark.timeout(0)
 @pytest.mark.soak
 def test_a_database_that_went_back_for_long(machine: type[DataPath]) -> None:
-    for seed in range(30, 3000):
+    for seed in range(5, 3000):
         go_back(machine, seed)
 
 
 @pytest.mark.check
 def test_a_database_that_was_rebuilt(machine: type[DataPath]) -> None:
-    for seed in range(4 if machine.keyring else 12):
+    for seed in range(2 if machine.keyring else 8):
         start_anew(machine, seed)
     cases = ("attempts were lost", "releases were lost", "with its base", "detached")
     missed = [case for case in cases if not machine.seen[case] and machine.keyring is None]
@@ -946,7 +946,7 @@ def test_children_of_a_base_that_is_gone_are_relatives(machine: type[DataPath], 
 
 @pytest.mark.soak
 def test_a_database_that_was_rebuilt_for_long(machine: type[DataPath]) -> None:
-    for seed in range(12, 3000):
+    for seed in range(2, 3000):
         start_anew(machine, seed)
 
 
@@ -968,7 +968,8 @@ def test_any_history_of_backups_restores_exactly(machine: type[DataPath]) -> Non
     )
     play_the_rare_cases(machine)
     # The same code decides with and without encryption.
-    play(machine, max_examples=10, stateful_step_count=50, derandomize=True)
+    examples = 4 if machine.keyring else 10
+    play(machine, max_examples=examples, stateful_step_count=50, derandomize=True)
     missed = [case for case in cases if not machine.seen[case] and machine.keyring is None]
     assert not missed, f"never came up: {missed}; seen: {machine.seen}"
 

@@ -47,7 +47,7 @@ def test_of_a_delete_and_a_restore_at_once_one_wins(world: World) -> None:
     backup = world.backup(world.volume())
     target = world.volume()
     won = {"delete": 0, "restore": 0}
-    for _ in range(150):
+    for _ in range(50):
         deleted, restored = together(
             lambda: world.backups.delete(world.ctx(), backup.id),
             lambda: world.backups.restore(world.ctx(), backup.id, volume_id=target),
@@ -66,7 +66,7 @@ def test_of_a_delete_and_a_restore_at_once_one_wins(world: World) -> None:
             assert world.volume_status(target) == "available"
             world.backups.reset_status(world.ctx(admin=True), backup.id, "available")
     check_consistent(world)
-    assert sum(won.values()) == 150
+    assert sum(won.values()) == 50
 
 
 def test_two_restores_to_one_volume_and_two_of_one_backup(world: World) -> None:
