@@ -282,7 +282,7 @@ class WorkerProcess:
         )
         managers = make_managers(conf, db, dispatch.wake, outbox)
         self._policies = PolicyLoop(
-            PolicyRuns(db, managers.backups, pauses(conf), FilePolicy(conf).allows, wire_names),
+            PolicyRuns(db, managers.backups, pauses(conf), FilePolicy(conf).allows, self._stores.answering),
             conf.backup.poll_seconds,
             Outages(),
         )

@@ -82,6 +82,10 @@ class _Store:
         #: While it is down: how many answers were wanted, and how many of these the asking thread has given.
         self._wanted = self._asked = 0
 
+    @property
+    def is_down(self) -> bool:
+        return self._down_since is not None
+
     def opened(self) -> ChunkStore:
         # Each store has its own lock: a store that hangs here does not block the others.
         with self._opening:
@@ -227,6 +231,10 @@ class Stores:
     def wire_names(self) -> Mapping[str, str]:
         """The wire name of every enabled store, by its configured name; opens none."""
         return {name: load_driver(self._conf[group_of(name)].driver).wire_name for name in self._stores}
+
+    def answering(self) -> Mapping[str, str]:
+        """Return the wire names of those stores of which nobody knows here that they are down; asks none."""
+        return {name: wire for name, wire in self.wire_names.items() if not self._stores[name].is_down}
 
     def container(self, store: str, container: str) -> Container:
         """Return a container of an opened store, without a check that the container exists.

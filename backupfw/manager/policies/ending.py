@@ -9,11 +9,10 @@ deletes, with the backup's row locked.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 from oslo_log import log
@@ -43,6 +42,8 @@ AT_ONCE = 20
 _DELETION = timedelta(hours=1)
 #: Why a backup stays that is being copied.
 COPIED = "in use: it is being copied"
+#: Returns the wire names of the stores of this process that are not known to be down.
+Answering = Callable[[], Mapping[str, str]]
 #: Backups that may be restored.
 _GOOD = (lifecycle.AVAILABLE, lifecycle.RESTORING)
 
@@ -221,14 +222,14 @@ def let_go(
     *,
     succeeded: bool,
     most: int,
-    wire_names: Mapping[str, str] = MappingProxyType({}),
+    answering: Answering = dict,
 ) -> int:
     """Begin to delete what a policy needs no more of a volume's backups; return of how many.
 
     :param policy: read before; in no transaction any more.
     :param succeeded: the last run made a backup: without one, only old failures go.
     :param most: with so many there may be more.
-    :param wire_names: of the stores of this process; a copy in another one does not become a backup's own.
+    :param answering: a copy in another store does not become a backup's own, which could be lost then.
     """
     with db.read() as session:
         candidates, moment = of(session, policy, volume_id), now(session)
@@ -240,7 +241,7 @@ def let_go(
             if candidates.holds(settings, one.id) is None:
                 step = candidates.step(settings, one, verdicts[one.id], moment)
                 going += [] if step is None else [step]
-    return _carry_out(backups, ctx, policy, settings, going, most, wire_names)
+    return _carry_out(backups, ctx, policy, settings, going, most, answering)
 
 
 def make_room(
@@ -307,14 +308,14 @@ def _carry_out(
     settings: Settings,
     going: Sequence[str | Step],
     most: int,
-    wire_names: Mapping[str, str] = MappingProxyType({}),
+    answering: Answering = dict,
 ) -> int:
     """Begin to delete backups and copies, but none whose deletion something forbids now; return how many.
 
     Each is one transaction, so whoever is killed in between leaves what the next one goes on with.
 
     :param going: ids of backups that could not be made, and what is to be done with others.
-    :param wire_names: as of :func:`let_go`.
+    :param answering: as of :func:`let_go`.
     """
     gone = 0
     for one in going:
@@ -328,11 +329,10 @@ def _carry_out(
                 backups.delete(ctx, backup_id, refuse)
             elif step.heir is None:
                 backups.remove_copies(ctx, backup_id, step.leaves, refuse)
-            elif step.heir in wire_names:
-                service = wire_names[step.heir]
+            elif (service := answering().get(step.heir)) is not None:
                 backups.promote_copy(ctx, backup_id, step.heir, service, refuse, leaving=step.leaves)
             else:
-                raise InvalidBackup(f"This worker has no store {step.heir}.")
+                raise InvalidBackup(f"This worker has no store {step.heir}, or it does not answer.")
             gone += 1
         except (InvalidBackup, BackupNotFound) as error:
             LOG.info("Backup %s of policy %s stays as it is for now: %s", backup_id, policy.id, error)

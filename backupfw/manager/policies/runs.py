@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from oslo_db.exception import DBDuplicateEntry
@@ -145,8 +144,8 @@ class PolicyRuns:
     :param backups: makes, cancels and deletes the backups.
     :param pauses: says why a project's policies do not run now.
     :param allows: says what a member of a project may do now.
-    :param wire_names: the wire names of the stores of this process: of a backup that lives on as a copy, the
-        copy's becomes its own.
+    :param answering: returns the wire names of the stores of this process that are not known to be down: of a
+        backup that lives on as a copy, the copy's becomes its own.
     """
 
     def __init__(
@@ -155,13 +154,13 @@ class PolicyRuns:
         backups: BackupManager,
         pauses: Pauses = lambda _project: None,
         allows: Allows = lambda _context, _rule, _project: True,
-        wire_names: Mapping[str, str] = MappingProxyType({}),
+        answering: ending.Answering = dict,
     ) -> None:
         self._db = db
         self._backups = backups
         self._pauses = pauses
         self._allows = allows
-        self._wire_names = wire_names
+        self._answering = answering
         # What every process asks at every poll is made once: to make it takes longer than to ask.
         policy, run, moment = models.BackupPolicy, models.PolicyRun, db.clock()
         following = select(func.min(policy.next_run_at)).scalar_subquery()
@@ -538,7 +537,7 @@ class PolicyRuns:
                     volume_id,
                     succeeded=succeeded,
                     most=most,
-                    wire_names=self._wire_names,
+                    answering=self._answering,
                 )
             except DATABASE_TROUBLES:
                 raise

@@ -118,11 +118,14 @@ def test_one_that_is_down_refuses_at_once_until_it_answers(shop: Shop) -> None:
         shop.stores.container("main", "a")
     assert caught.value.seconds >= 0
     assert answers(shop.stores, "offsite")
+    # So no retention of a backup policy relies on it.
+    assert list(shop.stores.answering()) == ["offsite"]
     # Asked again and again, in vain.
     wait_until("three calls", lambda: len(shop.faulty["main"].calls) >= 3)
     assert not answers(shop.stores, "main")
     shop.faulty["main"].heal()
     wait_until("the store to answer", lambda: answers(shop.stores, "main"))
+    assert shop.stores.answering() == shop.stores.wire_names
     asked = len(shop.faulty["main"].calls)
     assert {key.split("/")[0] for _, key in shop.faulty["main"].calls} == {"is-it-there"}
     # Nobody asks a store that answers; one that goes down again is asked again.

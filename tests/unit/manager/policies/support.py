@@ -42,6 +42,8 @@ class PolicyWorld(World):
         super().__init__(**more)
         self.policies = PolicyManager(self.db, self.conf, self.backups, self._wake)
         self.paused: dict[str, str] = {}
+        #: Stores that do not answer.
+        self.down: set[str] = set()
         #: Rules that forbid members everything.
         self.forbidden: set[str] = set()
         self.runs = self.another_process()
@@ -54,7 +56,7 @@ class PolicyWorld(World):
             self.backups,
             lambda project: self.paused.get(project),
             lambda context, rule, _: rule not in self.forbidden and context.roles == ["member"],
-            dict.fromkeys(self.conf.enabled_stores, WIRE),
+            lambda: {store: WIRE for store in self.conf.enabled_stores if store not in self.down},
         )
 
     @staticmethod

@@ -367,14 +367,15 @@ def test_a_lock_keeps_a_backup_in_its_store_alone(world: PolicyWorld) -> None:
     assert days(world, policy) == {21: BOTH}
 
 
-def test_a_worker_without_the_store_leaves_the_backup_where_it_is(world: PolicyWorld) -> None:
+def test_a_store_that_does_not_answer_gets_no_backup_for_itself(world: PolicyWorld) -> None:
+    """Perhaps it is gone for good: its copy does not become the backup, whose own data is there."""
     world.volume()
     policy = world.policy(retention={"last": 1}, copy_to=offsite(last=3))
     nights(world, 2, 2)
-    world.runs._wire_names = {"main": "w"}
+    world.down.add("offsite")
     nights(world, 3, 3)
     assert days(world, policy) == {2: BOTH, 3: BOTH}
-    world.runs = world.another_process()
+    world.down.clear()
     nights(world, 4, 4)
     assert days(world, policy) == {2: ("offsite",), 3: ("offsite",), 4: BOTH}
     assert {one.service for one in world.backups_of(policy)} == {WIRE}

@@ -162,7 +162,7 @@ def test_workers_that_move_backups_to_their_copies_at_once(world: World) -> None
         settings={"copy_to": [{"store": "offsite", "retention": {"last": 2}}]},
     )
     names = dict.fromkeys(("main", "offsite"), WIRE)
-    processes = [PolicyRuns(world.db, world.backups, wire_names=names) for _ in range(WORKERS)]
+    processes = [PolicyRuns(world.db, world.backups, answering=lambda: names) for _ in range(WORKERS)]
     for _ in range(2):
         policies.run(world.ctx(), policy)
         while processes[0].begin():
