@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
+from urllib.parse import quote
 
 import webob
 from mako.lookup import TemplateLookup
@@ -120,7 +121,8 @@ def number(text: str | None, digits: int = 9) -> int:
 def go(request: webob.Request, response: webob.Response, where: str) -> None:
     """Send a browser to a page of the console: the address always begins with the console's own."""
     response.status = 303
-    response.headers["Location"] = f"{request.script_name}/{where.lstrip('/')}"
+    # A volume of which another service made backups may have any id.
+    response.headers["Location"] = f"{request.script_name}/{quote(where.lstrip('/'), safe='/?&=%+')}"
 
 
 _needs_escaping = re.compile("[&<>\"']").search

@@ -391,6 +391,16 @@ def test_a_backup_is_kept_from_policies(cloud: Cloud) -> None:
     Browser(made(cloud), "bob:other:member").post(f"volumes/{found.volume_id}/{backup}/keep", status=404)
 
 
+def test_an_action_on_a_backup_of_a_volume_with_any_id_is_answered(cloud: Cloud) -> None:
+    """Whoever made the backup may have called it so; the header of the answer has plain characters only."""
+    fill(cloud, 1)
+    with cloud.db.write() as session:
+        session.execute(update(models.Backup).values(volume_id="\u65e5\u672c"))
+    page = "volumes/%E6%97%A5%E6%9C%AC"
+    answer = Browser(made(cloud), "u:demo").post(f"{page}/10000000-0000-4000-8000-000000000000/keep")
+    assert urlsplit(answer.headers["Location"]).path == f"/console/{page}"
+
+
 def test_a_volume_that_is_gone_is_found_by_its_backups(cloud: Cloud) -> None:
     volume = cloud.volume(name="mail")
     backup = cloud.backup(volume)
