@@ -11,6 +11,7 @@ any more, and so the lineage counts as unknown (*detached*), as after an import.
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ from backupfw.manager.rules.volume_rules import may_be_id
 
 #: Most backups that one transaction enters.
 BATCH = 100
+
+#: How often a batch is tried that others enter, too.
+_MOST_TRIES = 20
 
 #: What became of a manifest.
 ENTERED = "entered"
@@ -207,11 +211,18 @@ def enter(
                 session.rollback()
             return done
 
-        try:
-            yield from db.run(work)
-        except DBDuplicateEntry:
-            # Another run, or an import, has inserted one of them.
-            yield from db.run(work)
+        yield from _repeated(db, work)
+
+
+def _repeated(db: Database, work: Callable[[Session], list[Entered]]) -> list[Entered]:
+    """Enter a batch; again if another run, or an import, has inserted one of its backups meanwhile.
+
+    A run on another store may do so for each of its batches, which are others.
+    """
+    for _ in range(_MOST_TRIES):
+        with contextlib.suppress(DBDuplicateEntry):
+            return db.run(work)
+    return db.run(work)
 
 
 def _rank(found: Found) -> tuple[bool, int, int, str]:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from oslo_db.exception import DBDuplicateEntry
 from sqlalchemy import select
 
 from backupfw.db import models
@@ -146,6 +147,22 @@ def test_two_runs_at_a_time_enter_each_once(db: Database, monkeypatch: pytest.Mo
     assert enter(db, *volume) == [KNOWN] * 6
     assert set(rows(db, models.Backup)) == {backup_id(number) for number in range(6)}
     assert len(rows(db, models.Manifest)) == 6
+
+
+def test_a_run_on_another_store_may_be_in_the_way_more_than_once(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It enters the same backups in batches of its own, each of which may be the faster one."""
+    real, tries = recovery._enter, iter(range(3))
+
+    def enter_late(*arguments: Any) -> Any:
+        if next(tries, None) is not None:
+            raise DBDuplicateEntry
+        return real(*arguments)
+
+    monkeypatch.setattr(recovery, "_enter", enter_late)
+    recovery.take_over(db, OLD)
+    assert enter(db, found(0), found(1, 0)) == [ENTERED] * 2
 
 
 def test_a_database_with_backups_of_its_own_takes_nothing_over(db: Database) -> None:
