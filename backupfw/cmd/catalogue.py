@@ -497,21 +497,24 @@ def to_restore_test(
     """Return the backups to restore to nowhere: those that never were first, then those tested longest ago.
 
     :param older_than: as for :func:`to_verify`.
-    :param newest: of each volume only the newest backup that has data.
+    :param newest: of each volume only the newest backup that has data; then the last test of any of its
+        backups counts, of deleted ones, too, because the newest one may be another each night.
     """
-    moment = Backup.restore_tested_at
+    tested = Backup.restore_tested_at
+    last = select(Backup.volume_id, func.max(tested).label("at")).group_by(Backup.volume_id).subquery()
     wanted = _of(None, project) & (Manifest.state == LIVE)
     with db.read() as session:
         found = (
             select(
                 Backup.id,
-                moment.label("at"),
+                (last.c.at if newest else tested).label("at"),
                 Backup.created_at,
                 func.row_number()
                 .over(partition_by=Backup.volume_id, order_by=(Backup.created_at.desc(), Backup.id))
                 .label("place"),
             )
             .join(Manifest, Manifest.id == Backup.manifest_id)
+            .join(last, last.c.volume_id == Backup.volume_id)
             .where(wanted)
             .subquery()
         )
@@ -519,8 +522,8 @@ def to_restore_test(
         if newest:
             query = query.where(found.c.place == 1)
         if older_than is not None:
-            last = now(session) - older_than if isinstance(older_than, timedelta) else older_than
-            query = query.where(or_(found.c.at.is_(None), found.c.at <= last))
+            since = now(session) - older_than if isinstance(older_than, timedelta) else older_than
+            query = query.where(or_(found.c.at.is_(None), found.c.at <= since))
         ordered = query.order_by(found.c.at.is_not(None), found.c.at, found.c.created_at, found.c.id)
         return list(session.scalars(ordered))
 

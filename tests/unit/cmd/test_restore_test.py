@@ -152,7 +152,19 @@ def test_which_backups_are_tested(chain: Chain) -> None:
     # Those that never were tested come first.
     assert list(results_of(chain, "--older-than", "30")[1]) == [chain.full, chain.other]
     assert results_of(chain, "--older-than", "30")[1] == {}
+    # Where the newest backup may be another each night, the last test of its volume counts.
+    change(chain, chain.increment, restore_tested_at=None)
+    change(chain, chain.other, restore_tested_at=long_ago)
+    assert list(results_of(chain, "--newest", "--older-than", "30")[1]) == [chain.other]
+    change(chain, chain.full, restore_tested_at=long_ago - timedelta(days=1))
+    change(chain, chain.other, restore_tested_at=long_ago)
+    assert list(results_of(chain, "--newest", "--older-than", "30")[1]) == [chain.increment, chain.other]
     assert set(results_of(chain, "--project", str(project))[1]) == everything
+    change(chain, chain.increment, restore_tested_at=None)
+    change(chain, chain.full, deleted=True, manifest_id=None)
+    assert results_of(chain, "--newest", "--older-than", "30")[1] == {}
+    change(chain, chain.full, restore_tested_at=None)
+    assert list(results_of(chain, "--newest", "--older-than", "30")[1]) == [chain.increment]
     assert len(results_of(chain, "--sample", "2")[1]) == 2
     assert len(results_of(chain, "--newest", "--sample", "1")[1]) == 1
     assert chain.run("restore-test", "--project", "nobody").status != 0
