@@ -472,6 +472,20 @@ def test_health(cloud: Cloud) -> None:
     cloud.set_status(models.Backup, backup, "available")
 
 
+def test_backups_of_the_project_that_had_the_volume_before_are_no_use(cloud: Cloud) -> None:
+    """Whoever got a volume cannot restore them, and is not told of when they are."""
+    volume = cloud.volume(name="given")
+    cloud.backup(volume)
+    app = made(cloud)
+    with cloud.db.write() as session:
+        row = session.get_one(models.Volume, volume)
+        row.project_id, row.created_at = "other", now(session) - timedelta(days=3)
+    owner, admin = Browser(app, "bob:other:member"), Browser(app, "root:demo:admin")
+    assert "1 volume of 1 without a good backup" in owner.get("health").text
+    assert "Last good backup: never" in " ".join(owner.get(f"volumes/{volume}").text.split())
+    assert "1 volume of 1 without" not in admin.get("health").text
+
+
 def test_health_of_copies(cloud: Cloud) -> None:
     """The store of the backup itself may be the one that is lost."""
     backup = cloud.backup(cloud.volume(name="mail"))

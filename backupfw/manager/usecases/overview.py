@@ -283,7 +283,7 @@ class Overview:
                 limit=limit,
                 marker=marker,
             )
-            return _states(session, found)
+            return _states(session, ctx, found)
 
     def volume(self, ctx: RequestContext, volume_id: str) -> VolumeState:
         """Return a volume; one that is gone is known as long as it has backups.
@@ -297,13 +297,13 @@ class Overview:
             if row is not None and not volume_rules.is_visible(ctx, row.project_id):
                 row = None
             if row is not None and not row.deleted:
-                return _states(session, [row])[0]
+                return _states(session, ctx, [row])[0]
             mine = _of_volume(ctx, volume_id)
             project_id = session.scalar(select(models.Backup.project_id).where(*mine).limit(1))
             if project_id is None:
                 raise VolumeNotFound(volume_id)
             name = None if row is None else row.display_name
-            good, verified = (_newest_good(session, [volume_id], verified=how) for how in (False, True))
+            good, verified = (_newest_good(session, ctx, [volume_id], verified=how) for how in (False, True))
             return VolumeState(
                 volume_id, name, project_id, None, None, good.get(volume_id), verified.get(volume_id)
             )
@@ -351,7 +351,7 @@ class Overview:
             if not ctx.is_admin:
                 living.append(volume.project_id == ctx.project_id)
                 mine.append(backup.project_id == ctx.project_id)
-            without = [*living, ~_good_since(session, moment - age)]
+            without = [*living, ~_good_since(session, ctx, moment - age)]
             stale = [*without, volume.created_at < moment - age]
             oldest = select(volume).where(*stale).order_by(volume.created_at, volume.id).limit(SHOWN)
             mine_of_today = [*mine, backup.created_at > moment - timedelta(days=1)]
@@ -374,7 +374,7 @@ class Overview:
             return Health(
                 volumes=_count(session, volume, living),
                 new=_count(session, volume, [*without, volume.created_at >= moment - age]),
-                stale=_states(session, session.scalars(oldest).all()),
+                stale=_states(session, ctx, session.scalars(oldest).all()),
                 stale_count=_count(session, volume, stale),
                 failed=_backup_states(session, session.scalars(failed).all()),
                 damaged=_backup_states(session, session.scalars(damaged).all()),
@@ -442,10 +442,20 @@ def _without_damage(session: Session) -> Sequence[ColumnElement[bool]]:
     return (or_(row.manifest_id.is_(None), row.manifest_id.not_in(_marked())),)
 
 
-def _good_since(session: Session, moment: datetime) -> ColumnElement[bool]:
+def _good(ctx: RequestContext) -> tuple[ColumnElement[bool], ...]:
+    """The conditions for good backups that a caller sees.
+
+    Those of another project, which had the volume before, are no use to its owner.
+    """
+    row = models.Backup
+    good = (row.deleted == false(), row.status.in_(GOOD))
+    return good if ctx.is_admin else (*good, row.project_id == ctx.project_id)
+
+
+def _good_since(session: Session, ctx: RequestContext, moment: datetime) -> ColumnElement[bool]:
     """The condition that a volume has a good backup of a moment or later; an index answers it."""
     row = models.Backup
-    conditions = (row.volume_id == models.Volume.id, row.deleted == false(), row.status.in_(GOOD))
+    conditions = (row.volume_id == models.Volume.id, *_good(ctx))
     return exists(select(row.id).where(*conditions, row.data_timestamp >= moment, *_without_damage(session)))
 
 
@@ -461,7 +471,7 @@ def _of_volume(ctx: RequestContext, volume_id: str) -> tuple[ColumnElement[bool]
 
 
 def _newest_good(
-    session: Session, volume_ids: Collection[str], *, verified: bool = False
+    session: Session, ctx: RequestContext, volume_ids: Collection[str], *, verified: bool = False
 ) -> dict[str, datetime]:
     """Return the moment of the newest good backup without known damage of each volume that has one.
 
@@ -470,8 +480,7 @@ def _newest_good(
     row = models.Backup
     query = select(row.volume_id, func.max(row.data_timestamp)).where(
         row.volume_id.in_(volume_ids),
-        row.deleted == false(),
-        row.status.in_(GOOD),
+        *_good(ctx),
         *_without_damage(session),
     )
     if verified:
@@ -479,9 +488,9 @@ def _newest_good(
     return {one[0]: one[1] for one in session.execute(query.group_by(row.volume_id)) if one[1] is not None}
 
 
-def _states(session: Session, found: Sequence[models.Volume]) -> Sequence[VolumeState]:
+def _states(session: Session, ctx: RequestContext, found: Sequence[models.Volume]) -> Sequence[VolumeState]:
     ids = [row.id for row in found]
-    good, verified = _newest_good(session, ids), _newest_good(session, ids, verified=True)
+    good, verified = (_newest_good(session, ctx, ids, verified=how) for how in (False, True))
     return [
         VolumeState(
             row.id,
