@@ -161,7 +161,7 @@ def command(config: Path, *words: str) -> str:
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("way", ["each process imports", "the master imports", "the master has asked"])
+@pytest.mark.parametrize("way", ["each process imports", "the master has asked"])
 def test_processes_share_nothing(
     way: str, broker: RabbitMQ, database_server: PostgreSQL, tmp_path: Path
 ) -> None:
@@ -171,10 +171,10 @@ def test_processes_share_nothing(
     more = "shared = true\n[backup]\npoll_seconds = 300\n[quota]\nvolumes = -1"
     config = written(tmp_path, database_server.create_database(), default, more)
     command(config, "db", "sync")
-    options = [] if way == "each process imports" else ["--preload"]
+    options: list[str] = []
     if way == "the master has asked":
         (tmp_path / "hooks.py").write_text(ASKS_FIRST)
-        options += ["--config", str(tmp_path / "hooks.py")]
+        options = ["--preload", "--config", str(tmp_path / "hooks.py")]
     with (
         gunicorn(tmp_path, config, *options) as server,
         closing(Worker(config, tmp_path / "worker.log")),

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from backupfw.cmd import database
+from tests.unit.cmd.conftest import load_conf
 from tests.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.check
@@ -35,12 +37,11 @@ sys.exit(main.main(sys.argv[1:]))
 
 class Master:
     def __init__(self, state: Path, *options: str, program: tuple[str, ...] = PROGRAM) -> None:
-        state.mkdir(mode=0o700, exist_ok=True)
+        # Of a wrong configuration the worker shall tell.
+        database.prepare(load_conf(state), make=True)
         self.config = state / "backupfw.conf"
         self.config.write_text("\n".join(("[DEFAULT]", "debug = true", "[backup]", *options)) + "\n")
         self.log = state.parent / "worker.log"
-        # Of a wrong configuration the worker shall tell.
-        subprocess.run([sys.executable, "-m", "backupfw.cmd.main", "db", "sync", "--state-dir", str(state)])
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(
                 [sys.executable, *program, "worker", "--state-dir", str(state)],
