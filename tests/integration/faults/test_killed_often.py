@@ -151,7 +151,7 @@ def usage(client: Client, project: str) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    ("count", "patience"), [(24, 300), pytest.param(200, 3600, marks=pytest.mark.soak)], ids=["24", "200"]
+    ("count", "patience"), [(16, 300), pytest.param(200, 3600, marks=pytest.mark.soak)], ids=["16", "200"]
 )
 def test_every_task_ends_well(installed: Installation, count: int, patience: float) -> None:
     """Volumes are made, backed up and restored; half of the backups are deleted."""

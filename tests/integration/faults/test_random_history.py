@@ -66,14 +66,14 @@ def harms(service: Service, encryption: str) -> dict[str, Callable[[random.Rando
 @pytest.mark.parametrize(
     ("steps", "pause", "encryption"),
     [
-        pytest.param(100, (0.3, 2), "off", id="100"),
+        pytest.param(60, (0.3, 2), "off", id="60"),
         pytest.param(LONG, (0.5, 7), "off", marks=pytest.mark.soak, id="long"),
         pytest.param(LONG, (0.5, 7), "project", marks=pytest.mark.soak, id="long-encrypted"),
     ],
 )
 def test_nothing_is_lost(tmp_path: Path, steps: int, pause: tuple[float, float], encryption: str) -> None:
     """The pauses are those between two harms, in seconds."""
-    seed = 1 if steps == 100 else random.randrange(1 << 30)
+    seed = 1 if steps == 60 else random.randrange(1 << 30)
     print(f"seed {seed}")
     rng = random.Random(seed)
     options = {**OPTIONS, "store:main": {**OPTIONS["store:main"], "encryption": encryption}}
