@@ -11,6 +11,8 @@ Value = TypeVar("Value")
 #: How long anything may take before it counts as lost, seconds: a machine may be very busy, and what works is
 #: there long before.
 PATIENCE = 120.0
+#: Which part of what was waited a pause between two looks may be, and the longest one, seconds.
+RARER, RAREST = 0.1, 0.5
 
 
 def wait_until(
@@ -24,12 +26,14 @@ def wait_until(
 
     :param what: what is waited for, for the message of a failure.
     :param told: says more for that message, e.g. the end of a log.
-    :param pause: seconds between two looks.
+    :param pause: seconds between two looks at first; they become rarer the longer it takes, because they
+        take processor time from what is waited for.
     :param sleep: passes the pause; it may return earlier, when a look is worth it.
     :raises AssertionError: nothing came of it.
     """
-    end = time.monotonic() + PATIENCE
+    begin = time.monotonic()
     while not (value := done()):
-        assert time.monotonic() < end, f"gave up waiting for {what}\n{told()}"
-        sleep(pause)
+        waited = time.monotonic() - begin
+        assert waited < PATIENCE, f"gave up waiting for {what}\n{told()}"
+        sleep(max(pause, min(waited * RARER, RAREST)))
     return value

@@ -24,6 +24,7 @@ from tests.servers.keystone import ADMIN_PASSWORD, Keystone, User
 from tests.servers.ports import free_port
 from tests.servers.process import ServerProcess
 from tests.servers.programs import find_program, missing_programs
+from tests.waiting import wait_until
 
 #: The pool of the volumes.
 POOL = "volumes"
@@ -285,10 +286,14 @@ class Tenant:
 
     def wait(self, kind: str, resource_id: str, *wanted: str | None) -> None:
         """Wait until something has one of these statuses."""
-        end = time.monotonic() + PATIENCE
-        while (status := self.status(kind, resource_id)) not in wanted:
-            assert time.monotonic() < end, f"{kind} {resource_id} is {status}, not {wanted}"
-            time.sleep(0.1)
+        status: str | None = None
+
+        def reached() -> bool:
+            nonlocal status
+            status = self.status(kind, resource_id)
+            return status in wanted
+
+        wait_until(f"{kind} {resource_id} to be {wanted}", reached, lambda: f"it is {status}", pause=0.1)
 
     def create_volume(self, size: int = 1, **fields: Any) -> str:
         """Make a volume; returns its id when it is available."""

@@ -258,7 +258,7 @@ class History:
             self._check()
             late = "; ".join(pending.what for pending in self._pending)
             assert time.monotonic() < end, f"gave up waiting: {late}"
-            time.sleep(0.05)
+            time.sleep(0.2)
 
     def check(self, most: int | None = None) -> None:
         """With nothing under way: no status is a passing one, and backups restore bit by bit.

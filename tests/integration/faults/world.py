@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import NullPool, create_engine, text
 
 from backupfw.conf.embedded import absolute
 from tests.integration.content import MIB, same_content, write_image
@@ -25,9 +24,8 @@ from tests.integration.service import Client
 from tests.integration.traps import Traps
 from tests.servers import forked
 from tests.servers.ports import free_port
+from tests.waiting import PATIENCE, wait_until
 
-#: How long anything may take before it counts as lost, seconds.
-PATIENCE = 120.0
 #: A lease, seconds: short, and long enough for a busy machine to renew it.
 LEASE = 4.0
 
@@ -104,6 +102,8 @@ class Installation:
         self.folder = folder
         self.traps = Traps(folder / "crash-points")
         self.database = database
+        # Tests restart the server: no connection is kept.
+        self._engine = create_engine(database, poolclass=NullPool)
         self.port = free_port()
         self.api: Process | None = None
         self.workers: dict[str, Process] = {}
@@ -225,12 +225,8 @@ class Installation:
 
     def rows(self, query: str, **values: Any) -> list[Any]:
         """Ask the database."""
-        engine = create_engine(self.database)
-        try:
-            with engine.connect() as connection:
-                return list(connection.execute(text(query), values))
-        finally:
-            engine.dispose()
+        with self._engine.connect() as connection:
+            return list(connection.execute(text(query), values))
 
     def path_of(self, volume_id: str) -> Path:
         """Where a volume's bytes are."""
@@ -240,12 +236,8 @@ class Installation:
 
     def execute(self, statement: str, **values: Any) -> None:
         """Change the database behind the service's back."""
-        engine = create_engine(self.database)
-        try:
-            with engine.begin() as connection:
-                connection.execute(text(statement), values)
-        finally:
-            engine.dispose()
+        with self._engine.begin() as connection:
+            connection.execute(text(statement), values)
 
     def wait_idle(self) -> None:
         """Return when no task is left."""
@@ -278,13 +270,7 @@ class Subject:
 
 def wait(what: str, done: Callable[[], Any], tail: Callable[[], str] = lambda: "") -> Any:
     """Poll until ``done()`` is true; returns its value."""
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        value = done()
-        if value:
-            return value
-        time.sleep(0.05)
-    raise AssertionError(f"gave up waiting for {what}\n{tail()}")
+    return wait_until(what, done, tail, pause=0.05)
 
 
 @contextmanager
