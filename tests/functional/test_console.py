@@ -486,6 +486,25 @@ def test_backups_of_the_project_that_had_the_volume_before_are_no_use(cloud: Clo
     assert "1 volume of 1 without" not in admin.get("health").text
 
 
+def test_what_another_project_calls_its_volume_is_not_told(cloud: Cloud) -> None:
+    """It got it by a transfer; policies and tasks of the former owner name it still."""
+    volume = cloud.volume(name="mine")
+    cloud.client().post("/backups", {"backup": {"volume_id": volume, "name": "nightly"}})
+    settings = {"schedule": {"cron": "@daily"}, "selection": {"volume_ids": [volume]}}
+    policy = cloud.managers.policies.create(RequestContext("demo", "u"), settings=settings)
+    pages = ("now", f"policies/{policy.id}", f"policies/{policy.id}/preview")
+    app = made(cloud)
+    former = Browser(app, "alice:demo:member")
+    assert all("mine" in former.get(page).text for page in pages)
+    with cloud.db.write() as session:
+        row = session.get_one(models.Volume, volume)
+        row.project_id, row.display_name = "other", "secret"
+    for page in pages:
+        assert "secret" not in former.get(page).text, page
+        assert volume[:8] in former.get(page).text, page
+        assert "secret" in Browser(app, "root:demo:admin").get(page).text, page
+
+
 def test_health_of_copies(cloud: Cloud) -> None:
     """The store of the backup itself may be the one that is lost."""
     backup = cloud.backup(cloud.volume(name="mail"))

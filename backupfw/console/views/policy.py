@@ -46,7 +46,8 @@ class PolicyPage(PolicyBase):
         moment, set_to = overview.moment(), settings.read(policy.settings)
         marker = req.query.get("marker")
         runs = self.site.managers.policies.runs(req.context, policy.id, limit=SHOWN + 1, marker=marker).items
-        names = overview.volume_names([*(run.volume_id for run in runs), *(set_to.volume_ids or ())])
+        wanted = [*(run.volume_id for run in runs), *(set_to.volume_ids or ())]
+        names = overview.volume_names(req.context, wanted)
         may = {what: self.may(req, policy.project_id, *self._rules(what)) for what in _DO}
         weeks = calendar.weeks(set_to.schedule, moment) if policy.enabled else ()
         view = View("policy", policy=policy, form=policy_form, weeks=weeks, may=may, now=moment)
@@ -64,7 +65,8 @@ class PolicyPage(PolicyBase):
         view = View(
             "policy_preview", policy=self.policy, found=found, most=PREVIEWED, days=days, volume=volume
         )
-        names = self.site.overview.volume_names([one.volume_id for one in found.volumes[: PREVIEWED[0]]])
+        wanted = [one.volume_id for one in found.volumes[: PREVIEWED[0]]]
+        names = self.site.overview.volume_names(req.context, wanted)
         view.update(names=names, now=self.site.overview.moment())
         return view
 

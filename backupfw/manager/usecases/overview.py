@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import (
     ColumnElement,
     Subquery,
+    and_,
     bindparam,
     case,
     exists,
@@ -308,11 +309,14 @@ class Overview:
                 volume_id, name, project_id, None, None, good.get(volume_id), verified.get(volume_id)
             )
 
-    def volume_names(self, volume_ids: Iterable[str | None]) -> Mapping[Any, str | None]:
-        """Return what users call volumes, by id; the caller must see what names them."""
+    def volume_names(self, ctx: RequestContext, volume_ids: Iterable[str | None]) -> Mapping[Any, str | None]:
+        """Return what users call volumes, by id; of those that the caller sees."""
+        row = models.Volume
+        mine = true() if ctx.is_admin else row.project_id == ctx.project_id
+        name = case((mine, row.display_name))
         with self._db.read() as session:
             wanted = {volume_id for volume_id in volume_ids if volume_id}
-            return _pairs(session, models.Volume.id, models.Volume.display_name, wanted)
+            return _pairs(session, row.id, name, wanted)
 
     def time_line(
         self, ctx: RequestContext, volume_id: str, *, limit: int = 50, offset: int = 0
@@ -602,6 +606,9 @@ def _first_tasks(everywhere: bool) -> Any:
     Ids of different tables never collide, so one join finds whatever a task is about.
     """
     row, backup, manifest, snapshot = models.Task, models.Backup, models.Manifest, models.Snapshot
+    volume = models.Volume
+    # Another project may have it by now, and call it otherwise.
+    is_seen = true() if everywhere else volume.project_id == bindparam("project_id")
     order = (case((row.state == claims.RUNNING, 0), else_=1), row.queue_position, row.id)
     backup_id = case(
         (row.kind == tasks.BACKUP_VERIFY, row.source_id),
@@ -620,7 +627,7 @@ def _first_tasks(everywhere: bool) -> Any:
             *(row.zone, row.store, row.from_store, row.volume_host, row.backend),
             *(row.progress_done, row.progress_total, row.progress_rate),
             *(backup.id.label("backup_id"), backup.display_name.label("backup_name"), backup.length),
-            *(volume_id.label("volume_id"), models.Volume.display_name.label("volume_name")),
+            *(volume_id.label("volume_id"), volume.display_name.label("volume_name")),
             claims.first_in_line().label("is_first"),
         )
         .select_from(row)
@@ -628,7 +635,7 @@ def _first_tasks(everywhere: bool) -> Any:
         .outerjoin(manifest, manifest.id == row.resource_id)
         .outerjoin(backup, backup.id == backup_id)
         .outerjoin(snapshot, snapshot.id == row.resource_id)
-        .outerjoin(models.Volume, models.Volume.id == volume_id)
+        .outerjoin(volume, and_(volume.id == volume_id, is_seen))
         .order_by(*order)
     )
 
