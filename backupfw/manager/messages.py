@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 BACKUP = "VOLUME_BACKUP"
 VOLUME = "VOLUME"
 SNAPSHOT = "VOLUME_SNAPSHOT"
+POLICY = "VOLUME_BACKUP_POLICY"
 
 ERROR = "ERROR"
 WARNING = "WARNING"
@@ -79,6 +80,8 @@ class Detail(Enum):
     COPY_BACKUP = "108"
     VERIFY_BACKUP = "109"
     NOT_QUIESCED = "110"
+    RUN_MISSED = "111"
+    RUN_FAILED = "112"
 
 
 _ACTIONS: Mapping[Action, str] = {
@@ -126,6 +129,9 @@ _DETAILS: Mapping[Detail, str] = {
     Detail.VERIFY_BACKUP: "Not all of the backup's data could be read, so nobody knows whether it is whole.",
     Detail.NOT_QUIESCED: "The volume was not frozen when the backup's point was taken. It is as after a power"
     " cut.",
+    Detail.RUN_MISSED: "The backup policy missed a run. Its list of runs says for which volumes, and why.",
+    Detail.RUN_FAILED: "The backup policy had a run that could not begin. Its list of runs says for which"
+    " volume, and why.",
     Detail.NEEDED: "Incremental backups in the store that are not known here need the backup's data.",
 }
 
@@ -144,7 +150,7 @@ def post(
     """Add a message in the caller's transaction.
 
     :param project_id: who reads it: the project that asked for the operation.
-    :param resource_type: :data:`BACKUP`, :data:`VOLUME` or :data:`SNAPSHOT`.
+    :param resource_type: :data:`BACKUP`, :data:`VOLUME`, :data:`SNAPSHOT` or :data:`POLICY`.
     """
     session.add(
         models.Message(

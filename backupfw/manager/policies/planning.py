@@ -26,6 +26,8 @@ from backupfw.db import models
 from backupfw.db.locks import insert_if_absent, lock
 from backupfw.db.session import now
 from backupfw.errors import InvalidInput
+from backupfw.manager import messages
+from backupfw.manager.messages import Action, Detail
 from backupfw.manager.policies import settings as policy_settings
 from backupfw.manager.policies.settings import Settings
 from backupfw.manager.queue import outbox, tasks
@@ -251,16 +253,20 @@ def insert(session: Session, runs: Sequence[Mapping[str, Any]]) -> None:
     missed = [models.PolicyRun(**values) for values in runs if values["status"] == MISSED]
     for run in missed:
         _alert(session, run)
+    for run in {run.policy_id: run for run in missed}.values():
+        _post(session, run)
     for policy_id, number in sorted(Counter(run.policy_id for run in missed).items()):
         _count(session, policy_id, MISSED, number)
 
 
 def tell(session: Session, run: models.PolicyRun) -> None:
-    """Add the alert that a run was missed or has failed, and count it.
+    """Add the alert that a run was missed or has failed, and the message if no backup has one; count it.
 
     That locks its policy: who tells of several ones does it in the order of their policies.
     """
     _alert(session, run)
+    if run.started_at is None:
+        _post(session, run)
     _count(session, run.policy_id, run.status, 1)
 
 
@@ -282,9 +288,23 @@ def _alert(session: Session, run: models.PolicyRun) -> None:
         f"The run of backup policy {run.policy_id} {_of_what(run)} at"
         f" {run.scheduled_at.isoformat()}Z: {run.status}. {run.reason or ''}".rstrip(),
         project_id=run.project_id,
+        on_bus=True,
         policy_id=run.policy_id,
         volume_id=None if run.volume_id == NO_VOLUME else run.volume_id,
         fail_reason=run.reason,
+    )
+
+
+def _post(session: Session, run: models.PolicyRun) -> None:
+    """Tell the project's users of a run that made no backup."""
+    messages.post(
+        session,
+        Action.CREATE_BACKUP,
+        {MISSED: Detail.RUN_MISSED, FAILED: Detail.RUN_FAILED}[run.status],
+        project_id=run.project_id,
+        request_id=None,
+        resource_type=messages.POLICY,
+        resource_id=run.policy_id,
     )
 
 

@@ -5,6 +5,7 @@ Events: ``backup.create.start`` and ``.end``, ``backup.createprogress``, ``.star
 ``backup.damaged``, when a verification found damaged objects that the backup names.  Each holds the backup as
 it is then, and of a copy also that.  A start is sent when a worker claims the task for the first time.  An
 end is sent when the operation ended, whether it succeeded or not: ``status`` and ``fail_reason`` say which.
+Runs of backup policies have ``policy.run.missed`` and ``policy.run.failed``, which say what their alerts do.
 
 A start or an end is added to the outbox in the transaction that it reports, so it exists exactly when that
 transaction was committed.  A sender takes the oldest event, sends it and deletes it.  So each event is sent
@@ -129,18 +130,28 @@ def keep(db: Database, conf: cfg.ConfigOpts) -> None:
 
 
 def alert(
-    session: Session, event: str, text: str, *, project_id: str | None = None, **about: str | None
+    session: Session,
+    event: str,
+    text: str,
+    *,
+    project_id: str | None = None,
+    on_bus: bool = False,
+    **about: str | None,
 ) -> None:
     """Add an alert in the caller's transaction, for each way in which this process sends alerts.
 
     :param event: what happened, e.g. ``backup.create.failed``.
     :param text: for operators: one sentence, without a credential.  It is made one line that can be printed,
         and cut: nothing in it can look like another alert, or keep the others from being sent.
+    :param on_bus: add it as an event, too, if this process sends events: it is about no backup that has one.
     :param about: ids of what it is about, and the reason, under the names that events have.
     """
     line = "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
     payload = {"text": line[:_LONGEST_TEXT], "tenant_id": project_id, **about}
-    for way in session.info.get(_WAYS, ()):
+    ways: list[str | None] = [*session.info.get(_WAYS, ())]
+    if on_bus and session.info.get(_SENDS_EVENTS):
+        ways.append(None)
+    for way in ways:
         session.add(models.OutboxEvent(way=way, event=event, payload=payload, created_at=now(session)))
 
 
@@ -185,7 +196,7 @@ class Outbox:
     def alert(self, event: str, text: str, **about: str | None) -> None:
         """Add an alert about something that is in no transaction; never fails."""
         try:
-            self._db.run(lambda session: alert(session, event, text, **about))
+            self._db.run(lambda session: alert(session, event, text, on_bus=False, **about))
         except Exception:
             LOG.exception("The alert could not be stored: %s", text)
 

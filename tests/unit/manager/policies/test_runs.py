@@ -678,7 +678,7 @@ def test_a_backup_by_hand_says_that_it_needs_a_parent(world: PolicyWorld) -> Non
 
 
 def test_operators_are_told_of_what_was_missed_or_failed(world: PolicyWorld) -> None:
-    Outbox(world.db, ways=("mail",))
+    outbox = Outbox(world.db, send=lambda *_: None, ways=("mail",))
     volume, policy = due(world)
     world.step()
     for _ in range(2):
@@ -693,13 +693,35 @@ def test_operators_are_told_of_what_was_missed_or_failed(world: PolicyWorld) -> 
     # After an outage: one is missed.
     world.later(days=1, hours=3)
     world.step()
-    told = [row for row in world.rows(models.OutboxEvent) if row.event.startswith("policy.")]
+    told = [
+        row for row in world.rows(models.OutboxEvent) if row.event.startswith("policy.") and row.way == "mail"
+    ]
     runs = [run for run in world.runs_of(policy) if run.status in ("missed", "failed")]
     assert sorted(row.event for row in told) == sorted(f"policy.run.{run.status}" for run in runs)
     assert {run.status for run in runs} == {"missed", "failed"}
     for row in told:
         assert row.payload["volume_id"] == volume
         assert f"of backup policy {policy} for volume {volume} at 2026-01-0" in row.payload["text"]
+    # And on the message bus.
+    sent: list[tuple[str, object]] = []
+    outbox.deliver(lambda event, payload, _: sent.append((event, payload.get("policy_id"))))
+    assert [one for one in sent if one[0].startswith("policy.")] == [(row.event, policy) for row in told]
+
+
+def test_the_project_is_told_of_a_run_without_a_backup(world: PolicyWorld) -> None:
+    """A backup that failed has a message of its own."""
+    _, policy = due(world)
+    world.forbidden.add("backup:create")
+    world.step()
+    assert world.run(policy).status == "failed"
+    # After an outage, that of two volumes is missed.
+    world.volume()
+    world.later(days=1, hours=3)
+    world.step()
+    assert sorted(run.status for run in world.runs_of(policy)) == ["failed", "missed", "missed"]
+    found = [(row.resource_uuid, row.event_id) for row in world.rows(models.Message)]
+    about = "VOLUME_VOLUME_BACKUP_POLICY_013"
+    assert sorted(found) == [(policy, f"{about}_111"), (policy, f"{about}_112")]
 
 
 def test_what_members_may_do_is_asked_at_each_run(world: PolicyWorld) -> None:
