@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.content import MIB, change_image, write_content
+from tests.integration.content import MIB, change_image, digest, write_content
 from tests.integration.service import Service
 from tests.servers.cinder_backup import BUCKET, PROJECT, BackupCinder, cinder_backup, cinder_backup_missing
 from tests.servers.directory import server_directory
@@ -82,11 +81,6 @@ class Chain:
                     file.write(bytes(MIB))
             self.ids.append(theirs.back_up(volume, zone, incremental=number > 0, name=f"b{number}"))
             self.sums.append(digest(path))
-
-
-def digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def rows(service: Service, *words: str) -> list[dict[str, Any]]:
