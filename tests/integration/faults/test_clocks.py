@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -21,8 +23,13 @@ pytestmark = pytest.mark.server
 LEASE = 7
 #: How long nobody may take a task from its worker: several looks for tasks, and a renewal.
 WATCHED = 5
+#: Requests per second to the store, while tasks are watched, and else.
+SLOWLY, QUICKLY = 3, 1000
 #: The workers, and how many seconds their clocks are off.
 OFF_BY = {"right": 0, "ahead": 3600, "behind": -3600}
+
+#: What a worker's log says after SIGHUP.
+READ_AGAIN = "Read the configuration again"
 
 # Fakes the calendar's clock and leaves those alone that measure time; but an absolute sleep by one of these
 # it takes for a calendar time, and refuses.  A relative one it lets pass.
@@ -58,7 +65,10 @@ def clock_off_by(seconds: int, folder: Path) -> Mapping[str, str]:
 @pytest.fixture
 def installed(fresh_database: Callable[[], str], broker: RabbitMQ, tmp_path: Path) -> Iterator[Installation]:
     """An installation whose workers run one task each, slowly."""
-    options = {"store:main": {"max_requests_per_second": 3}, "backup": {"workers": 1, "lease_seconds": LEASE}}
+    options = {
+        "store:main": {"max_requests_per_second": SLOWLY},
+        "backup": {"workers": 1, "lease_seconds": LEASE},
+    }
     with installation(tmp_path, fresh_database(), broker.url, options) as made:
         yield made
 
@@ -89,6 +99,22 @@ def watch(installed: Installation, kind: str, workers: Sequence[str]) -> None:
         time.sleep(0.2)
 
 
+def pace(installed: Installation, before: int, requests: int) -> None:
+    """Change how many requests per second the living workers send to the store."""
+    config = installed.folder / "common.conf"
+    config.write_text(
+        config.read_text().replace(
+            f"max_requests_per_second = {before}\n", f"max_requests_per_second = {requests}\n"
+        )
+    )
+    for name, worker in installed.workers.items():
+        if worker.alive:
+            log = installed.folder / f"{name}.log"
+            known = log.read_text().count(READ_AGAIN)
+            os.kill(worker.pid, signal.SIGHUP)
+            wait("a new pace", lambda log=log, known=known: log.read_text().count(READ_AGAIN) > known)
+
+
 def test_one_ahead_one_behind(installed: Installation, tmp_path: Path) -> None:
     """No lease is taken from a worker that keeps it, and none stays with one that was killed."""
     for name, off in OFF_BY.items():
@@ -102,14 +128,17 @@ def test_one_ahead_one_behind(installed: Installation, tmp_path: Path) -> None:
     installed.workers["ahead"].kill()
     for name, off in OFF_BY.items():
         assert near(clock_of(installed, name), datetime.now() + timedelta(seconds=off))
+    pace(installed, SLOWLY, QUICKLY)
     for backup in made:
         client.wait_status("backup", backup, "available")
         shown = client.expect(200, "GET", f"/backups/{backup}")["backup"]
         for field in ("created_at", "updated_at", "data_timestamp"):
             assert near(datetime.fromisoformat(shown[field]), datetime.now(UTC).replace(tzinfo=None)), field
+    pace(installed, QUICKLY, SLOWLY)
     targets = [client.restore(backup, wait=False) for backup in made[:2]]
     watch(installed, "backup.restore", ["behind", "right"])
     installed.workers["behind"].kill()
+    pace(installed, SLOWLY, QUICKLY)
     targets.append(client.restore(made[2], wait=False))
     for subject, backup, target in zip(subjects, made, targets, strict=True):
         client.wait_status("backup", backup, "available")
