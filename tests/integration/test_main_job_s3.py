@@ -27,7 +27,7 @@ from tests.servers.tls import tls_missing, tls_proxy
 
 pytestmark = pytest.mark.server
 
-LENGTH = 24 * MIB + 512 * 7
+LENGTH = 8 * MIB + 512 * 7
 CONTAINER = "backups-of-tests"
 
 
@@ -347,7 +347,10 @@ def test_credentials_that_end_in_mid_backup(
     options = options_for(server, profile="rotating", max_requests_per_second=4)
     del options["store:main"]["access_key_id"], options["store:main"]["secret_access_key"]
     image = tmp_path / "image.raw"
-    image.write_bytes(random.Random(3).randbytes(LENGTH))
+    # Some more requests than have to come before the old key ends.
+    image.write_bytes(random.Random(3).randbytes(24 * MIB))
+    # Else it is the first backup that makes it, and until then it cannot be listed.
+    without_driver(server).create_bucket(Bucket=CONTAINER)
     with running(tmp_path / "state", options) as service:
         client = service.client()
         volume = client.adopt(image)
