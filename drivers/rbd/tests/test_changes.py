@@ -170,7 +170,7 @@ KINDS = {
 
 @pytest.mark.server
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("examples", [3, pytest.param(60, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("examples", [2, pytest.param(60, marks=pytest.mark.soak)])
 def test_any_history(cluster: Ceph, provider: RbdProvider, kind: str, examples: int) -> None:
     @settings(max_examples=examples)
     @given(st.lists(STEPS, min_size=5, max_size=25))

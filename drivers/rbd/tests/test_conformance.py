@@ -25,7 +25,7 @@ class TestRbdProvider(VolumeProviderTests):
     # Some dozens of objects.
     length: ClassVar[int] = 3_000_017
     grain: ClassVar[int] = 1 << other.ORDER
-    model_examples: ClassVar[int] = 6
+    model_examples: ClassVar[int] = 3
     kills: ClassVar[int] = 3
 
     def make_volume(self, server: Ceph, provider: VolumeProvider, length: int) -> VolumeRef:
@@ -104,6 +104,7 @@ class TestImagesOfItsOwn(TestRbdProvider):
 
     length: ClassVar[int] = 100_000_017
     grain: ClassVar[int] = 4 << 20
+    model_examples: ClassVar[int] = 6
 
     def make_volume(self, server: Ceph, provider: VolumeProvider, length: int) -> VolumeRef:
         return created(provider, length)
