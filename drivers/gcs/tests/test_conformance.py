@@ -180,7 +180,7 @@ class TestFakeGcs(FakeGcsAdoption, ChunkStoreTests):
     """Preconditions, pages and offsets of listings, batches."""
 
     # Three pages; the server takes ever longer for each object; test_store.py lists more.
-    listing_keys = 2400
+    listing_keys = 2100
     model_examples = 8
 
     @pytest.fixture(scope="class")

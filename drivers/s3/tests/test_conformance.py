@@ -104,7 +104,7 @@ class S3Suite(ChunkStoreTests):
 @pytest.mark.server
 class TestCeph(S3Suite):
     # Three pages; the server does 200 puts a second.
-    listing_keys = 2400
+    listing_keys = 2100
     model_examples = 5
 
     @pytest.fixture(scope="class")
@@ -131,7 +131,7 @@ class TestSeaweedFS(S3Suite):
     has_folders = True
     # It makes slashes of backslashes: see the last but one.
     key_pattern = r"[^\\]+"
-    listing_keys = 2400
+    listing_keys = 2100
     model_examples = 5
     server_options: ClassVar[dict[str, object]] = {**S3Suite.server_options, "sorted_listing": False}
     declared: ClassVar[dict[str, str]] = {
