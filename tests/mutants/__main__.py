@@ -64,6 +64,10 @@ def _manager(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/unit/manager/test_{name}.py" for name in names)
 
 
+def _worker(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/unit/worker/test_{name}.py" for name in names)
+
+
 def _engine(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/unit/engine/test_{name}.py" for name in names)
 
@@ -75,7 +79,7 @@ GROUPS = {
     ),
     "lineage": Group(
         ("backupfw/manager/lineage/manifests.py", "backupfw/manager/lineage/tree.py"),
-        _manager("manifests", "lineage_tree"),
+        (*_manager("manifests", "lineage_tree"), *_worker("copies", "locks", "cinder_format", "encryption")),
     ),
     "claims": Group(
         ("backupfw/manager/queue/claims.py",),
