@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import socket as connecting
 import subprocess
 import tempfile
+import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -130,6 +132,20 @@ class TestQemuProvider(VolumeProviderTests):
             replace(nowhere, location=f"qemu+unix:///nothing?monitor={server.monitor}"), Needed
         )
         assert server.names() == before
+
+    def test_no_answer_to_a_client_that_is_gone_counts(self, server: Machine, volume: Subject) -> None:
+        """The monitor goes on with its command, and answers whoever is connected then."""
+        device = f"d-{self.node(volume.ref)}"
+        slow = f'qemu-io -d {device} "sleep 300"'
+        for _ in range(3):
+            killed = Monitor(str(server.monitor), 20)
+            command = {"execute": "human-monitor-command", "arguments": {"command-line": slow}}
+            killed._socket.sendall(json.dumps(command).encode() + b"\n")
+            # The command has begun, most of the time.
+            time.sleep(0.1)
+            killed.close()
+            with Monitor(str(server.monitor), 20) as monitor:
+                assert monitor.run("query-uuid") == {"UUID": server.id}
 
     test_v7_a_token_of_a_later_point_is_no_lie = test_v10_what_is_read_stays
     test_v19_threads_with_points_of_their_own = test_v10_what_is_read_stays

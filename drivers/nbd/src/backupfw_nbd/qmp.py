@@ -1,11 +1,17 @@
-"""Talks to a QEMU process by its monitor (QMP)."""
+"""Talks to a QEMU process by its monitor (QMP).
+
+A monitor goes on with a command that takes a while when its client is gone, and sends the answer to the next
+client.  So each command has an id of its own, which its answer repeats, and no other answer counts.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -34,9 +40,10 @@ class Monitor:
         self._timeout = timeout
         self._socket = socket.socket(socket.AF_UNIX)
         self._pending = b""
+        self._id, self._numbers = uuid.uuid4().hex, itertools.count()
         try:
             self._connect(path)
-            self._receive()
+            self._answer(lambda answer: "QMP" in answer)
             self.run("qmp_capabilities")
         except (OSError, ValueError) as error:
             self.close()
@@ -51,16 +58,15 @@ class Monitor:
         :raises QmpError: QEMU refuses it.
         :raises MonitorAway: there is no answer.
         """
-        message = {"execute": command, **({"arguments": arguments} if arguments else {})}
+        mine = f"{self._id}-{next(self._numbers)}"
+        message = {"execute": command, "id": mine, **({"arguments": arguments} if arguments else {})}
         try:
             self._socket.sendall(json.dumps(message).encode() + b"\n")
-            while True:
-                answer = self._receive()
-                if "return" in answer:
-                    return answer["return"]
-                if "error" in answer:
-                    raise QmpError(str(answer["error"].get("desc", "")))
-        except (OSError, ValueError) as error:
+            answer = self._answer(lambda answer: answer.get("id") == mine)
+            if "error" in answer:
+                raise QmpError(str(answer["error"].get("desc", "")))
+            return answer["return"]
+        except (OSError, ValueError, LookupError) as error:
             raise _away(error) from error
 
     def transaction(self, actions: Sequence[tuple[str, dict[str, Any]]]) -> None:
@@ -97,8 +103,14 @@ class Monitor:
             else:
                 return
 
-    def _receive(self) -> dict[str, Any]:
+    def _answer(self, is_wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Pass over events, and over answers to others, until the wanted answer comes."""
         give_up = time.monotonic() + self._timeout
+        while not is_wanted(answer := self._receive(give_up)):
+            pass
+        return answer
+
+    def _receive(self, give_up: float) -> dict[str, Any]:
         while b"\n" not in self._pending:
             self._socket.settimeout(max(0.001, give_up - time.monotonic()))
             data = self._socket.recv(1 << 16)
