@@ -125,14 +125,19 @@ class Images:
             return self._point(place, ref, None)
         if isinstance(ref, SnapshotRef):
             raise InvalidInput(f"Snapshot {ref.id} has no place.")
-        for _ in range(_TRIES):
+        problem: StorageChanged | None = None
+        for number in range(_TRIES):
+            if number:
+                # What a client had sent before it was killed may be carried out later.
+                time.sleep(_POLL)
             name = self._made(place, ref, point_id)
             try:
                 return self._point(place.at(name), ref, partial(self._remove_point, place, ref, name))
-            except StorageChanged:
+            except StorageChanged as error:
                 # Only the snapshot may be gone: a client that was killed had begun to remove it.
                 self.look(place, ref)
-        raise SourceMoved("The new snapshot was removed.")
+                problem = error
+        raise SourceMoved("The new snapshot was removed.") from problem
 
     def keep_points(self, place: Place, volume: VolumeRef, needed: Callable[[], Needed]) -> None:
         """Remove the snapshots of a volume's points that are not needed.
