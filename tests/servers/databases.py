@@ -18,6 +18,7 @@ from sqlalchemy.engine import make_url
 
 from tests.servers.ports import free_port
 from tests.servers.process import ServerProcess, hand_over, unprivileged_user
+from tests.waiting import wait_until
 
 
 def _answers(url: str) -> bool:
@@ -240,8 +241,8 @@ def mariadb(directory: Path) -> Iterator[str]:
 #: Galera's library.
 _GALERA = Path("/usr/lib/galera/libgalera_smm.so")
 
-#: How soon a member is found to be lost.
-_TIMES = "evs.keepalive_period=PT0.5S;evs.suspect_timeout=PT2S;evs.inactive_timeout=PT4S"
+#: How soon a member is found to be lost; one that is only slow, on a busy machine, is not.
+_TIMES = "evs.keepalive_period=PT0.5S;evs.suspect_timeout=PT5S;evs.inactive_timeout=PT10S"
 
 #: How a node gets another one's state, as MariaDB calls it: ``wsrep_sst_files``.  Both are on this host, so
 #: one copies the other one's files; what is missing since a time that both know, the nodes send themselves
@@ -382,6 +383,7 @@ class Galera:
         """Make an empty database; return its URLs."""
         name = f"made{self._made}"
         self._made += 1
+        wait_until("both nodes to be in the cluster", lambda: all(map(self.is_ready, range(2))))
         self.execute(0, f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
         return [
             f"mysql+pymysql://tester:testing@127.0.0.1:{port}/{name}?charset=utf8mb4" for port in self.ports

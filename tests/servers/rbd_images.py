@@ -13,6 +13,7 @@ from backupfw_rbd.places import Place
 
 from tests.servers.ceph import Ceph, ceph, ceph_missing
 from tests.servers.directory import server_directory
+from tests.waiting import wait_until
 
 POOL, SPACE = "volumes", "tenant"
 #: Small objects, so that images of few bytes have many.
@@ -86,7 +87,8 @@ def make_image(
 def remove_image(cluster: Ceph, place: Place) -> None:
     """Remove an image with all its snapshots, if it is there."""
     _, rbd = bindings()
-    with pool(cluster, place.namespace) as io:
+
+    def remove(io: Any) -> bool:
         try:
             with rbd.Image(io, place.image) as found:
                 for snapshot in list(found.list_snaps()):
@@ -95,7 +97,14 @@ def remove_image(cluster: Ceph, place: Place) -> None:
                     found.remove_snap(snapshot["name"])
             rbd.RBD().remove(io, place.image)
         except rbd.ImageNotFound:
-            return
+            return True
+        except rbd.ImageBusy:
+            # A client that was killed counts as there until Ceph forgets it.
+            return False
+        return True
+
+    with pool(cluster, place.namespace) as io:
+        wait_until(f"{place} to be removed", lambda: remove(io))
 
 
 def names(cluster: Ceph, *, locks: bool = True) -> Collection[str]:

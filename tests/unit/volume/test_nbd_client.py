@@ -26,11 +26,11 @@ LENGTH = 4 << 20
 
 
 class Running:
-    """A qemu-nbd for a raw file."""
+    """A qemu-nbd for a raw file, which keeps what it has; the server may look at it after it answers."""
 
     def __init__(self, directory: Path, *words: str, length: int = LENGTH) -> None:
         self.file, self.socket = directory / "disk.raw", str(directory / "s")
-        with self.file.open("wb") as file:
+        with self.file.open("ab") as file:
             file.truncate(length)
         command = ["qemu-nbd", "-t", "-e", "8", "-f", "raw", *words, "-k", self.socket, str(self.file)]
         self.process = subprocess.Popen(command)
@@ -98,8 +98,8 @@ def test_many_threads_write_zero_and_read(running: Running) -> None:
 def test_an_export_in_the_place_of_another_one_is_not_read(running: Running, tmp_path: Path) -> None:
     """A server may be started again while connections are made."""
     (tmp_path / "later").mkdir()
+    (tmp_path / "later" / "disk.raw").write_bytes(b"x" * 2 * LENGTH)
     later = Running(tmp_path / "later", length=2 * LENGTH)
-    later.file.write_bytes(b"x" * 2 * LENGTH)
     client = Client([Server(socket=one.socket).begin for one in (running, later)], timeout=20)
     assert client.length == LENGTH
 
