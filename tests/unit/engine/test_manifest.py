@@ -26,16 +26,18 @@ from backupfw.engine.format.entries import (
     encode_entries,
     encode_entry,
 )
-from backupfw.engine.format.geometry import Geometry
+from backupfw.engine.format.geometry import MAX_LENGTH, Geometry
 from backupfw.engine.format.manifest import (
     ManifestHead,
     ManifestReader,
     ManifestTotals,
     ManifestWriter,
+    PointNote,
     SourceTotals,
 )
 from backupfw.engine.format.sealing import Seal
 from backupfw.errors import Damaged, UnsupportedFormat
+from backupfw.volume.base import MAX_TOKEN
 from tests.fuzz import forge
 from tests.unit.engine.fakes import FaultyContainer, memory_container, objects_of
 
@@ -175,6 +177,8 @@ def test_swapped_doubled_and_dropped_pages_are_found() -> None:
     data = objects_of(box)[key]
     pages = pages_of(data)
     assert len(pages) == 6  # head, three of segments, origins, end
+    # The reserved field.
+    assert {page[6:8] for page in pages} == {bytes(2)}
     for order in (
         [0, 2, 1, 3, 4, 5],
         [0, 1, 1, 3, 4, 5],
@@ -236,6 +240,38 @@ def test_a_newer_version_or_feature_is_refused_as_such(changes: dict[str, int]) 
         ManifestReader(box, key)
 
 
+@pytest.mark.parametrize("length", [16 + 32, manifest.HEADER_BYTES - 1, 4096])
+def test_a_newer_version_may_have_another_header(length: int) -> None:
+    """Its first bytes and its checksum are where they are now: it is no damage."""
+    box = memory_container()
+    key = write(box, [entry(1)])
+    header = struct.pack("<8sHHI", manifest.MAGIC, 3, length, 0).ljust(length - 32, b"\1")
+    objects_of(box)[key] = header + blake3(header).digest() + bytes(8192)
+    with pytest.raises(UnsupportedFormat, match=f"object {key} has format version 3"):
+        ManifestReader(box, key)
+    objects_of(box)[key] = header + bytes(8192)
+    with pytest.raises(Damaged, match="header has changed"):
+        ManifestReader(box, key)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"origins_offset": manifest.HEADER_BYTES}, "numbers are wrong"),
+        ({"origins_offset": 1000, "total": 1000}, "numbers are wrong"),
+        ({"total": MAX_LENGTH + 1}, "numbers are wrong"),
+        ({"referenced": MAX_LENGTH + 1}, "numbers are wrong"),
+        ({"referenced": MAX_LENGTH}, "sums do not match"),
+    ],
+)
+def test_a_headers_numbers_are_within_their_bounds(changes: dict[str, int], why: str) -> None:
+    box = memory_container()
+    key = write(box, [entry(1)])
+    objects_of(box)[key] = rehead(objects_of(box)[key], **changes)
+    with pytest.raises(Damaged, match=why):
+        read_all(box, key)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -272,9 +308,11 @@ def test_a_header_names_no_more_than_the_volume_has(changes: dict[str, int], who
             ManifestReader(box, key)
 
 
-def forge_page(payload: bytes, stored: bytes, codec: int, number: int, kind: int, key: str) -> bytes:
+def forge_page(
+    payload: bytes, stored: bytes, codec: int, number: int, kind: int, key: str, magic: bytes = b"PAGE"
+) -> bytes:
     binding = blake3(key.encode()).digest()
-    page = struct.pack("<4sBBHIII", b"PAGE", kind, codec, 0, number, len(stored), len(payload)) + stored
+    page = struct.pack("<4sBBHIII", magic, kind, codec, 0, number, len(stored), len(payload)) + stored
     return page + blake3(binding + page).digest()
 
 
@@ -567,6 +605,15 @@ def test_a_page_that_is_packed_in_an_unknown_way_is_damage(codec: int, shorter: 
         ManifestReader(box, key)
 
 
+def test_what_is_no_page_under_a_right_checksum_is_damage() -> None:
+    box = memory_container()
+    key = write(box, [])
+    text = dump_json(head().to_json())
+    put_page(box, key, objects_of(box)[key], forge_page(text, text, 0, 0, 1, key, b"page"))
+    with pytest.raises(Damaged, match="header has changed"):
+        ManifestReader(box, key)
+
+
 def test_forged_pages_that_fit_are_read() -> None:
     assert forged([entry(1), entry(2, 1)]) == ""
 
@@ -635,6 +682,53 @@ def test_the_number_of_origins_is_that_of_the_end() -> None:
         else:
             with pytest.raises(Damaged, match="not what its end says"):
                 reader.origins()
+
+
+# -- what the next backup has to know of the point
+
+MOST = "t" * MAX_TOKEN
+
+
+@pytest.mark.parametrize(
+    ("token", "trusted", "noted"),
+    [
+        (None, 0, None),
+        (None, 3, PointNote(None, 3)),
+        ("", 0, PointNote("", 0)),
+        (MOST, 1, PointNote(MOST, 1)),
+        # What no token can be counts as none.
+        (MOST + "t", 0, None),
+        (MOST + "t", 2, PointNote(None, 2)),
+        ("a\0b", 2, PointNote(None, 2)),
+        ("\ud800", 0, None),
+        (7, 0, None),
+    ],
+)
+def test_a_point_is_noted(token: Any, trusted: int, noted: PointNote | None) -> None:
+    assert PointNote.of(token, trusted) == noted
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [
+        ({"token": None, "trusted": 0}, PointNote(None, 0)),
+        ({"trusted": 3}, PointNote(None, 3)),
+        ({"token": MOST, "trusted": (1 << 31) - 1}, PointNote(MOST, (1 << 31) - 1)),
+        ({"token": "t", "trusted": 1 << 31}, None),
+        ({"token": "t", "trusted": -1}, None),
+        ({"token": "t", "trusted": True}, None),
+        ({"token": "t", "trusted": 1.0}, None),
+        ({"token": "t", "trusted": None}, None),
+        ({"token": "t"}, None),
+        ({"token": MOST + "t", "trusted": 1}, None),
+        ({"token": "a\0b", "trusted": 1}, None),
+        ({"token": 7, "trusted": 1}, None),
+        ("t", None),
+        (None, None),
+    ],
+)
+def test_a_note_that_is_none_is_not_read(value: object, read: PointNote | None) -> None:
+    assert PointNote.from_json(value) == read
 
 
 # -- entries

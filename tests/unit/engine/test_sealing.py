@@ -17,13 +17,15 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from backupfw.chunkstore.base import Body
 from backupfw.engine import backup, restore, verify
 from backupfw.engine.format import keys, manifest, pack
-from backupfw.engine.format.binary import BadBytes, digest
+from backupfw.engine.format.binary import BadBytes, digest, dump_json
+from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.format.key_object import MAGIC, MAX_BYTES, WrappedKey, read_key, secret_of
 from backupfw.engine.format.manifest import ManifestReader
 from backupfw.engine.format.sealing import (
     AES_256_GCM,
     CHACHA20_POLY1305,
     CLEAR,
+    TAG_BYTES,
     DataKey,
     ObjectCipher,
     Seal,
@@ -95,6 +97,21 @@ def damage(box: FaultyContainer, key: str, ring: Keyring, *, quick: bool = False
 
 def objects(box: FaultyContainer) -> dict[str, bytes]:
     return box.store.contents["box"]  # type: ignore[attr-defined, no-any-return]
+
+
+def test_the_encrypted_page_may_have_exactly_the_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    box, ring = memory_container(), Keyring(AES_256_GCM)
+    origin = keys.Origin("i", "p", "v", "b", 0, 1, "0" * 16)
+    head = manifest.ManifestHead(origin, Geometry(1 << 28), record={"name": NAME * 50})
+    largest = len(dump_json(head.secret_json())) + TAG_BYTES
+    monkeypatch.setattr(manifest, "MAX_PAGE_BYTES", largest)
+    with manifest.ManifestWriter(head, ring.sealing) as writer:
+        writer.put(box)
+    assert manifest.read_head(box, head.key, ring.find).record == head.record
+    assert manifest.read_head(box, head.key).record == {}
+    monkeypatch.setattr(manifest, "MAX_PAGE_BYTES", largest - 1)
+    with pytest.raises(ValueError, match="too large"):
+        manifest.ManifestWriter(head, ring.sealing)
 
 
 @pytest.mark.parametrize("algorithm", [AES_256_GCM, CHACHA20_POLY1305])
