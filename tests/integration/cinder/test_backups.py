@@ -184,26 +184,14 @@ def test_the_volume_is_deleted_in_the_middle(there: World, kind: str) -> None:
     there.backups.delete_backup(backup)
 
 
-#: The crash points between which something else is in the Cinder; all others are tried by make soak.
-QUICK = (
-    *("backup.planned", "backup.opened", "backup.manifest-put", "backup.committed"),
-    *("restore.planned", "restore.made", "restore.opened", "restore.written", "restore.committed"),
-)
+def at(task: str) -> list[str]:
+    return [name for name in crash_points.NAMES if name.startswith(f"{task}.")]
 
 
-def at(task: str) -> pytest.MarkDecorator:
-    """Let a test be killed at the crash points of a task."""
-    names = [name for name in crash_points.NAMES if name.startswith(f"{task}.")]
-    quick, others = [name for name in names if name in QUICK], [name for name in names if name not in QUICK]
-    found = [pytest.param(quick, id="quick"), pytest.param(others, marks=pytest.mark.soak, id="others")]
-    return pytest.mark.parametrize("points", found)
-
-
-@at("backup")
-def test_killed_at_every_step_of_a_backup(there: World, kind: str, points: list[str]) -> None:
+def test_killed_at_every_step_of_a_backup(there: World, kind: str) -> None:
     volume = there.volumes.create_volume(volume_type=kind)
     previous = there.backups.backup(volume)
-    for number, point in enumerate(points):
+    for number, point in enumerate(at("backup")):
         content = fill(there, volume, number)
         there.traps.set(point)
         backup = there.backups.backup(volume, wait=False, incremental=True)
@@ -221,13 +209,12 @@ def test_killed_at_every_step_of_a_backup(there: World, kind: str, points: list[
     assert holds(there, target, content)
 
 
-@at("restore")
-def test_killed_at_every_step_of_a_restore(there: World, kind: str, points: list[str]) -> None:
+def test_killed_at_every_step_of_a_restore(there: World, kind: str) -> None:
     volume = there.volumes.create_volume(volume_type=kind)
     content = fill(there, volume, 1)
     backup = there.backups.backup(volume)
     existing = there.volumes.create_volume(volume_type=kind)
-    for number, point in enumerate(points):
+    for number, point in enumerate(at("restore")):
         fill(there, existing, number)
         there.traps.set(point)
         target = there.begin_restore(backup, existing if number % 2 else None)
