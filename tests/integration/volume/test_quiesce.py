@@ -73,7 +73,10 @@ def test_a_kill_while_a_volume_is_frozen(
         run = _ended(service, client, policy)
         assert (run["status"], run["quiesced"], run["reason"]) == ("ok", True, None)
         told = log.read_text().split()
-        assert told[-2:] == ["FROZEN", "THAWED"]
+        # Where the run took long, that of the killed attempt was thawed once more.
+        last = told[::-1].index("FROZEN")
+        assert last > 0
+        assert set(told[-last:]) == {"THAWED"}
         assert image.read_bytes()[:6] == b"THAWED"
         target = tmp_path / "restored.raw"
         service.command("backup", "restore", run["backup_id"], "--to", str(target))
