@@ -131,6 +131,7 @@ def measure(table: Table, place: Path, rounds: int) -> None:
         backup_id = _fill(db)
         conf = configuration(noauth_roles=["member"])
         conf.set_override("enabled_stores", [])
+        conf.set_override("enabled", [], "volumes")
         app = make_app(make_managers(conf, db, lambda: None), conf)
         for what, path, repeat, aim in (
             ("GET /backups/ID", backup_id, rounds * 200, AIM_SHOW),

@@ -58,7 +58,8 @@ class Client:
 @contextmanager
 def empty_database(url: str) -> Iterator[Database]:
     """Open a database with the schema and nothing else."""
-    db = Database(url)
+    # Each client has a thread, and a connection of its own beside it.
+    db = Database(url, max_pool_size=32)
     try:
         migrate.sync(db, None)
         yield db
