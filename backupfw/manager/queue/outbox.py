@@ -143,7 +143,7 @@ def alert(
     :param event: what happened, e.g. ``backup.create.failed``.
     :param text: for operators: one sentence, without a credential.  It is made one line that can be printed,
         and cut: nothing in it can look like another alert, or keep the others from being sent.
-    :param on_bus: add it as an event, too, if this process sends events: it is about no backup that has one.
+    :param on_bus: add it as an event, too, if this process sends events.  Events of backups are added apart.
     :param about: ids of what it is about, and the reason, under the names that events have.
     """
     line = "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))

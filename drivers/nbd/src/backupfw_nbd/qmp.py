@@ -1,7 +1,7 @@
 """Talks to a QEMU process by its monitor (QMP).
 
-A monitor goes on with a command that takes a while when its client is gone, and sends the answer to the next
-client.  So each command has an id of its own, which its answer repeats, and no other answer counts.
+If a client ends while the monitor carries out its command, the monitor sends the answer to the next client.
+So each command has an id of its own, which its answer repeats, and all other answers are passed over.
 """
 
 from __future__ import annotations
