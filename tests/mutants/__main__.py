@@ -64,10 +64,6 @@ def _manager(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/unit/manager/test_{name}.py" for name in names)
 
 
-def _worker(*names: str) -> tuple[str, ...]:
-    return tuple(f"tests/unit/worker/test_{name}.py" for name in names)
-
-
 def _engine(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/unit/engine/test_{name}.py" for name in names)
 
@@ -79,7 +75,7 @@ GROUPS = {
     ),
     "lineage": Group(
         ("backupfw/manager/lineage/manifests.py", "backupfw/manager/lineage/tree.py"),
-        (*_manager("manifests", "lineage_tree"), *_worker("copies", "locks", "cinder_format", "encryption")),
+        _manager("manifests", "lineage_of_copies", "lineage_tree"),
     ),
     "claims": Group(
         ("backupfw/manager/queue/claims.py",),
@@ -99,7 +95,7 @@ GROUPS = {
             "backupfw/engine/format/pack.py",
             "backupfw/engine/format/segment_map.py",
         ),
-        (*_engine("binary", "segment_map"), "tests/format", "tests/fuzz/test_bounds.py"),
+        (*_engine("binary", "segment_map", "sealing"), "tests/format", "tests/fuzz/test_bounds.py"),
     ),
     "sealing": Group(
         ("backupfw/engine/format/sealing.py", "backupfw/engine/format/key_object.py"),

@@ -6,62 +6,31 @@ import random
 import uuid
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Any
 
 import pytest
 from sqlalchemy import delete, func, select, update
 
-from backupfw.db.models import Backup, Base, Manifest
+from backupfw.db.models import Backup, Manifest
 from backupfw.db.session import Database
 from backupfw.manager.lineage import manifests
+from tests.unit.manager.lineage_rows import (
+    ELSEWHERE,
+    NOW,
+    VOLUME,
+    announced,
+    backup,
+    elsewhere,
+    fill,
+    given_up,
+    manifest,
+    tables,
+)
 from tests.unit.manager.lineage_simulation import World
-
-NOW = datetime(2030, 1, 1)
-VOLUME = str(uuid.UUID(int=7))
-
-
-def manifest(manifest_id: str, base_id: str | None = None, state: str = "live", **columns: Any) -> Manifest:
-    values: dict[str, Any] = {
-        "store": "main",
-        "container": "box",
-        "key": None if state == "writing" else f"k/{manifest_id}",
-        "installation_id": "inst",
-        "project_id": "p",
-        "volume_id": VOLUME,
-        "backup_id": manifest_id,
-        "block_size": 65536,
-        "segment_size": 1 << 28,
-        "hash_mode": "blake3",
-        "created_at": NOW,
-    }
-    return Manifest(id=manifest_id, base_id=base_id, state=state, **(values | columns))
-
-
-def backup(backup_id: str, manifest_id: str, deleted: bool = False) -> Backup:
-    return Backup(
-        id=backup_id,
-        project_id="p",
-        volume_id=VOLUME,
-        status="available",
-        manifest_id=manifest_id,
-        created_at=NOW,
-        deleted=deleted,
-    )
 
 
 @pytest.fixture
 def db() -> Iterator[Database]:
-    database = Database("sqlite://")
-    Base.metadata.create_all(database.engine)
-    yield database
-    database.close()
-
-
-def fill(db: Database, *rows: Manifest | Backup) -> None:
-    with db.write() as session:
-        for row in rows:
-            session.add(row)
-            session.flush()
+    yield from tables()
 
 
 def found(db: Database, manifest_id: str) -> list[str]:
@@ -198,32 +167,6 @@ def test_changes_of_the_same_session_that_are_not_flushed_count(db: Database) ->
     with db.write() as session:
         session.add(backup("new", "m"))
         assert not manifests.release_if_unused(session, "m")
-
-
-#: What makes a manifest one of another tree.
-ELSEWHERE = {"volume_id": "other", "store": "other", "container": "other", "installation_id": "other"}
-
-
-def elsewhere(prefix: str, state: str = "live", **columns: Any) -> list[Manifest]:
-    """Return a manifest of each other volume, store, container and installation."""
-    return [
-        manifest(f"{prefix}-{name}", None, state, **{name: value}, **columns)
-        for name, value in ELSEWHERE.items()
-    ]
-
-
-def announced(key: str, backup_id: str, **columns: Any) -> Manifest:
-    """Return an open key."""
-    return manifest(
-        f"id-{key}", None, "announced", key=key, backup_id=backup_id, in_tree=False, key_digest=key, **columns
-    )
-
-
-def given_up(key: str, backup_id: str, **columns: Any) -> Manifest:
-    """Return a key that was given up."""
-    row = announced(key, backup_id, **columns)
-    row.state = "gone"
-    return row
 
 
 def is_unneeded(db: Database, key: str) -> bool:

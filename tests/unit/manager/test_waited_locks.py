@@ -19,8 +19,8 @@ from backupfw.manager import metadata
 from backupfw.manager.lineage import manifests
 from backupfw.manager.outcomes.backups import RestoredVolume
 from backupfw.manager.outcomes.creating import CreatePlan, CreateTasks
+from tests.unit.manager.lineage_rows import manifest
 from tests.unit.manager.support import World
-from tests.unit.manager.test_manifests import manifest
 from tests.unit.tables import create_tables
 
 Result = TypeVar("Result")
