@@ -28,7 +28,7 @@ from backupfw_s3.answers import (
     require_range,
 )
 from backupfw_s3.bodies import BodyFile, Digests, WrongBody, digest
-from backupfw_s3.checking import check, inspect
+from backupfw_s3.checking import Checking
 from backupfw_s3.client import make_client, sends_checksums
 from backupfw_s3.deleting import Deleting
 from backupfw_s3.errors import code_of, translated
@@ -58,13 +58,12 @@ class S3Store(ChunkStore):
         super().__init__(name, options)
         s3_options.require_consistent(options)
         aws = s3_options.is_aws(options)
-        self.check_bucket: str | None = options.check_bucket
         self._etag_is_md5: bool = options.etag_is_md5
         self._with_crc32 = sends_checksums(options)
-        #: What every put says of how the object is to be kept.
-        self.put_arguments, self._get_arguments = _encryption(options)
+        # What every put says of how the object is to be kept.
+        self._put_arguments, self._get_arguments = _encryption(options)
         if options.storage_class:
-            self.put_arguments["StorageClass"] = options.storage_class
+            self._put_arguments["StorageClass"] = options.storage_class
         self._capabilities = Capabilities(
             if_absent=aws if options.conditional_put == "auto" else options.conditional_put == "yes",
             bulk_delete=options.bulk_delete_size,
@@ -75,15 +74,12 @@ class S3Store(ChunkStore):
         self._known: set[str] = set()
         self._closed = False
         self.client = make_client(options)
-        #: As configured, whatever the server turned out to have.
-        self.bulk_delete_size: int = options.bulk_delete_size
-        #: Whether deletes reach every version.
-        self.deletes_versions: bool = options.delete_versions
-        #: Whether new buckets are made for locks, and the mode of new locks as S3 calls it.
-        self.locks = bool(getattr(options, "lock_days", 0))
-        self.lock_mode: str = options.lock_mode.upper()
+        # Whether new buckets are made for locks, and the mode of new locks as S3 calls it.
+        self._locks = bool(getattr(options, "lock_days", 0))
+        self._lock_mode: str = options.lock_mode.upper()
+        self._checking = Checking(self, self.client, options, self._put_arguments, self._locks)
         self._deleting = Deleting(
-            self.client, name, self.bulk_delete_size, self.deletes_versions, options.sorted_listing
+            self.client, name, options.bulk_delete_size, options.delete_versions, options.sorted_listing
         )
         self._location: str | None = options.bucket_location
         if not self._location and aws and self.client.meta.region_name != "us-east-1":
@@ -102,7 +98,7 @@ class S3Store(ChunkStore):
 
     def put(self, container: str, key: str, body: Body, *, if_absent: bool = False) -> None:
         """Send the body in one request, with its MD5 for the server (see :meth:`ChunkStore.put`)."""
-        self.require_open()
+        self._require_open()
         if if_absent and not self._capabilities.if_absent:
             raise NotSupported(
                 "conditional puts are not declared (conditional_put)",
@@ -119,14 +115,14 @@ class S3Store(ChunkStore):
             "ContentMD5": digests.md5,
             "ContentType": "application/octet-stream",
             "Metadata": {CHECKSUM_FIELD: body.checksum.hex()},
-            **self.put_arguments,
+            **self._put_arguments,
         }
         if digests.crc32:
             arguments["ChecksumCRC32"] = digests.crc32
         if if_absent:
             arguments["IfNoneMatch"] = "*"
         if body.locked_until is not None:
-            arguments["ObjectLockMode"] = self.lock_mode
+            arguments["ObjectLockMode"] = self._lock_mode
             arguments["ObjectLockRetainUntilDate"] = in_seconds(body.locked_until)
         try:
             with translated(self.name, container, key), BodyFile(body) as file:
@@ -166,7 +162,7 @@ class S3Store(ChunkStore):
 
     def get(self, container: str, key: str, offset: int | None = None, length: int | None = None) -> bytes:
         """Return the object or a range of it (see :meth:`ChunkStore.get`)."""
-        self.require_open()
+        self._require_open()
         if offset is None or length is None:
             return self._get_whole(container, key)
         with translated(self.name, container, key):
@@ -205,7 +201,7 @@ class S3Store(ChunkStore):
         if start_after:
             arguments["StartAfter"] = start_after
         while True:
-            self.require_open()
+            self._require_open()
             with translated(self.name, container):
                 page = self.client.list_objects_v2(**arguments)
             for entry in page.get("Contents", ()):
@@ -225,13 +221,13 @@ class S3Store(ChunkStore):
 
     def delete(self, container: str, keys: Sequence[str]) -> None:
         """Delete in bulk requests, one by one, or every version (see :meth:`ChunkStore.delete`)."""
-        self.require_open()
+        self._require_open()
         if errors := self._deleting.delete(container, keys):
             raise DeleteFailed(errors, store=self.name, container=container)
 
     def erase(self, container: str, prefix: str) -> None:
         """Delete all versions of everything below the prefix (see :meth:`ChunkStore.erase`)."""
-        self.require_open()
+        self._require_open()
         try:
             self._deleting.erase(container, prefix)
         except NotSupported:
@@ -243,16 +239,16 @@ class S3Store(ChunkStore):
 
     def lock(self, container: str, key: str, until: datetime) -> None:
         """Lock the object as it is now (see :meth:`ChunkStore.lock`)."""
-        self.require_open()
+        self._require_open()
         until = in_seconds(until)
         try:
-            self._lock(container, key, until, self.lock_mode)
+            self._lock(container, key, until, self._lock_mode)
         except PermissionDenied:
             # Servers refuse to shorten a lock, and to change its mode, with the code of a missing permission.
             mode, end = self._retention(container, key)
             if end is not None and end >= until:
                 return
-            if mode in (None, self.lock_mode):
+            if mode in (None, self._lock_mode):
                 raise
             self._lock(container, key, until, mode)
 
@@ -269,7 +265,7 @@ class S3Store(ChunkStore):
 
     def locked_until(self, container: str, key: str) -> datetime | None:
         """Ask for the lock of the object as it is now (see :meth:`ChunkStore.locked_until`)."""
-        self.require_open()
+        self._require_open()
         end = self._retention(container, key)[1]
         return end if end is not None and end > datetime.now(end.tzinfo) else None
 
@@ -302,17 +298,17 @@ class S3Store(ChunkStore):
         self, container: str, before: datetime, wanted: Callable[[str], bool], *, dry_run: bool = False
     ) -> Iterator[str]:
         """Delete what came on top, or copy the older version there (see :meth:`ChunkStore.bring_back`)."""
-        self.require_open()
-        undoing = Undoing(self.client, self.name, self._capabilities.sorted_listing, self.put_arguments)
+        self._require_open()
+        undoing = Undoing(self.client, self.name, self._capabilities.sorted_listing, self._put_arguments)
         return undoing.run(container, before, wanted, dry_run)
 
     def inspect(self, container: str) -> Sequence[CheckItem]:
         """Ask for versioning and object lock."""
-        return inspect(self, container)
+        return self._checking.inspect(container)
 
     def ensure_container(self, container: str) -> None:
         """Make the bucket unless it is there."""
-        self.require_open()
+        self._require_open()
         try:
             self._require_container(container)
         except NotFound:
@@ -320,7 +316,7 @@ class S3Store(ChunkStore):
 
     def _make_container(self, container: str) -> None:
         arguments: dict[str, Any] = {"Bucket": container}
-        if self.locks:
+        if self._locks:
             arguments["ObjectLockEnabledForBucket"] = True
         if self._location:
             arguments["CreateBucketConfiguration"] = {"LocationConstraint": self._location}
@@ -340,7 +336,7 @@ class S3Store(ChunkStore):
 
     def list_containers(self) -> Iterator[str]:
         """Yield the names of the account's buckets, sorted."""
-        self.require_open()
+        self._require_open()
         names: list[str] = []
         arguments: dict[str, Any] = {}
         while True:
@@ -355,7 +351,7 @@ class S3Store(ChunkStore):
 
     def check(self) -> CheckReport:
         """Try everything the program does, and what the options declare of the server."""
-        return check(self)
+        return self._checking.check()
 
     def close(self) -> None:
         """Close all connections."""
@@ -363,7 +359,7 @@ class S3Store(ChunkStore):
             self._closed = True
             self.client.close()
 
-    def require_open(self) -> None:
+    def _require_open(self) -> None:
         """Refuse to work when closed.
 
         :raises ChunkStoreError: it is.
