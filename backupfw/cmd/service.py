@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -60,6 +62,8 @@ LOG = log.getLogger(__name__)
 
 #: How long the end of a process waits for its threads, seconds.
 STOP_SECONDS = 5.0
+#: Seconds between two deletions of what is too old to be shown.
+_PURGE_SECONDS = 3600.0
 
 
 def make_dispatch(conf: cfg.ConfigOpts, *, listens: bool) -> Dispatch:
@@ -85,20 +89,27 @@ def make_expiry(conf: cfg.ConfigOpts, db: Database) -> Expiry:
     return Expiry(db, conf, lambda volume: foreign[volume.backend].spoil_volume(volume.id, volume.project_id))
 
 
-def look_after(expiry: Expiry, messages: MessageManager, actions: ActionManager) -> None:
-    """End tasks that waited too long for a worker, and delete messages and records that are too old."""
-    expiry.expire()
-    messages.purge()
-    actions.purge()
-
-
 def make_look(conf: cfg.ConfigOpts, db: Database) -> Callable[[], None]:
-    """Return :func:`look_after` of a database."""
-    return partial(look_after, make_expiry(conf, db), MessageManager(db, conf), ActionManager(db, conf))
+    """Return what ends tasks that waited too long for a worker.
+
+    Once an hour it also deletes the messages and the records of actions that are too old to be shown.
+    """
+    expiry, messages, actions = make_expiry(conf, db), MessageManager(db, conf), ActionManager(db, conf)
+    purged_at = -math.inf
+
+    def look() -> None:
+        nonlocal purged_at
+        expiry.expire()
+        if time.monotonic() >= purged_at + _PURGE_SECONDS:
+            messages.purge()
+            actions.purge()
+            purged_at = time.monotonic()
+
+    return look
 
 
 def look_after_until(stop: threading.Event, conf: cfg.ConfigOpts, db: Database) -> None:
-    """Call :func:`look_after` regularly in a process without a worker: no worker may be left to do it."""
+    """Do what :func:`make_look` returns regularly, where no worker does it: none may be left."""
     look, outages = make_look(conf, db), Outages()
     while not stop.wait(expire_seconds(conf)):
         with outages.guard("Operations that wait for a worker could not be looked at"):

@@ -6,6 +6,8 @@ import contextlib
 import json
 import sqlite3
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -215,13 +217,31 @@ def test_a_state_directory_that_cannot_be_made(tmp_path: Path) -> None:
 
 def test_what_is_looked_after(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
-    expiry, messages = object.__new__(Expiry), object.__new__(MessageManager)
-    actions = object.__new__(ActionManager)
+    clock = [1000.0]
+    monkeypatch.setattr(service, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(service, "make_expiry", lambda _conf, _db: object.__new__(Expiry))
     monkeypatch.setattr(Expiry, "expire", lambda self: called.append("expiry"))
-    monkeypatch.setattr(MessageManager, "purge", lambda self: called.append("messages"))
     monkeypatch.setattr(ActionManager, "purge", lambda self: called.append("actions"))
-    service.look_after(expiry, messages, actions)
-    assert called == ["expiry", "messages", "actions"]
+
+    def fails(self: MessageManager) -> None:
+        raise OSError
+
+    monkeypatch.setattr(MessageManager, "purge", fails)
+    unused: Any = None
+    look = service.make_look(unused, unused)
+    with pytest.raises(OSError):
+        look()
+    monkeypatch.setattr(MessageManager, "purge", lambda self: called.append("messages"))
+    # What failed is done again at the next look, and then once an hour.
+    for seconds in (0, 3599, 1):
+        clock[0] += seconds
+        look()
+    assert called == [
+        "expiry",
+        *("expiry", "messages", "actions"),
+        "expiry",
+        *("expiry", "messages", "actions"),
+    ]
 
 
 def test_a_clean_up_is_given_up(run: Run, backup_id: str) -> None:
