@@ -160,10 +160,10 @@ class PolicyManager:
             due_anew = False
             if settings:
                 # Another request may have changed other parts meanwhile.
-                now_ = policy_settings.read({**row.settings, **settings})
+                merged = policy_settings.read({**row.settings, **settings})
                 # A run that is due and not planned yet would be lost if only other parts have changed.
-                due_anew = now_.words["schedule"] != row.settings["schedule"]
-                row.settings = dict(now_.words)
+                due_anew = merged.words["schedule"] != row.settings["schedule"]
+                row.settings = dict(merged.words)
             if name is not UNSET:
                 row.display_name = name
             if description is not UNSET:
