@@ -335,11 +335,10 @@ def test_a_copy_waits_for_the_removals_of_its_own_tree(db: Database) -> None:
     assert steps(db, "copy") == ("begun", "begun")
 
 
-def removal(resource_id: str, *, locked: bool = True, **columns: Any) -> Task:
-    values: dict[str, Any] = {"kind": "manifest.release", "state": "queued"}
-    return Task(
-        resource_id=resource_id, project_id="p", payload={}, locked=locked, created_at=NOW, **values | columns
-    )
+def removal(resource_id: str, *, locked: bool = True, **columns: Any) -> dict[str, Any]:
+    """Return the columns of a task that removes something."""
+    values = {"kind": "manifest.release", "state": "queued", "project_id": "p", "payload": {}}
+    return {"resource_id": resource_id, "locked": locked, "created_at": NOW} | values | columns
 
 
 @pytest.mark.parametrize(
@@ -359,10 +358,10 @@ def removal(resource_id: str, *, locked: bool = True, **columns: Any) -> Task:
     ],
 )
 def test_a_copy_does_not_wait_for_a_removal_that_waits_for_a_lock(
-    db: Database, tasks: list[Task], waits: bool
+    db: Database, tasks: list[dict[str, Any]], waits: bool
 ) -> None:
     fill(db, a_copy("copy"), manifest("m", None, "released"), backup("b", "m"), backup("of-another", "copy"))
-    fill(db, *tasks)
+    fill(db, *(Task(**columns) for columns in tasks))
     if waits:
         with pytest.raises(TakesTurns):
             begins(db, "copy")
