@@ -35,7 +35,7 @@ from backupfw.engine.format.entries import (
 )
 from backupfw.engine.format.geometry import Geometry
 from backupfw.engine.format.manifest import ManifestHead, ManifestReader, ManifestWriter
-from backupfw.engine.format.sealing import CLEAR
+from backupfw.engine.format.sealing import CLEAR, SEAL_BYTES, TAG_BYTES, Sealing
 from backupfw.engine.format.segment_map import PackInfo, SegmentMap, _most_bytes, read_map
 from backupfw.engine.ports import Checkpoint, KnownManifests
 from backupfw.engine.segment_restore import BlockDecoder
@@ -47,6 +47,7 @@ from tests.fuzz.readers import MAY_RAISE, READERS, Case, Control, Rows
 from tests.fuzz.test_stored_bytes import DATA, KEY, OTHERS, golden
 from tests.unit.engine.fakes import (
     CountingTarget,
+    Keyring,
     MemoryJournal,
     MemoryPoint,
     make_job,
@@ -166,13 +167,14 @@ def test_the_longest_map_and_pack_of_an_entry() -> None:
                 decode_entry(data, "i/p/v/")
 
 
-def test_a_map_is_not_read_beyond_what_its_segment_can_need() -> None:
+@pytest.mark.parametrize("sealing", [CLEAR, Keyring().sealing], ids=["clear", "encrypted"])
+def test_a_map_is_not_read_beyond_what_its_segment_can_need(sealing: Sealing) -> None:
     cut = Geometry(8 * 512, 512, 8 * 512)
-    most = _most_bytes(8, 1)
+    most = _most_bytes(8, 1, sealed=sealing is not CLEAR)
     for length, why in ((most, "bytes have changed"), (most + 1, "longer than the segment's map can be")):
         box = memory_container({"box": {ENTRY.map_key: bytes(length)}})
         with pytest.raises(Damaged, match=why):
-            read_map(box, replace(ENTRY, map=replace(ENTRY.map, length=length)), cut)
+            read_map(box, replace(ENTRY, map=replace(ENTRY.map, length=length)), cut, sealing)
         # What is found wrong is read twice.
         assert box.gets == ([(ENTRY.map_key, 0, length)] * 2 if length == most else [])
 
@@ -189,7 +191,9 @@ def test_a_map_of_no_bytes_is_asked_for_by_its_first_byte() -> None:
 def test_the_most_bytes_of_a_map_are_those_of_one_with_the_longest_keys(blocks: int, packs: int) -> None:
     found = SegmentMap(0, 512, blocks * 512)
     found.packs = [PackInfo("k" * naming.MAX_KEY_BYTES, 1000, 900)] * packs
-    assert len(forge.unpacked_map(found.encode())) == _most_bytes(blocks, packs)
+    most = len(forge.unpacked_map(found.encode()))
+    assert _most_bytes(blocks, packs) == most
+    assert _most_bytes(blocks, packs, sealed=True) == most + SEAL_BYTES + TAG_BYTES
 
 
 @pytest.mark.parametrize("beyond", [0, 1])

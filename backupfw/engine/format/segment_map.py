@@ -201,9 +201,9 @@ class SegmentMap:
             raise BadBytes("its header is not that of a segment")
         if packs > min(blocks, keys.MAX_PACKS):
             raise BadBytes("it names more packs than it has blocks")
-        if raw > min(
-            MAX_MAP_BYTES, _most_bytes(blocks, packs, sealed)
-        ) or header + stored + DIGEST_BYTES != len(data):
+        # The payload has nothing of what encryption adds.
+        too_long = raw > min(MAX_MAP_BYTES, _most_bytes(blocks, packs))
+        if too_long or header + stored + DIGEST_BYTES != len(data):
             raise BadBytes("its lengths are wrong")
         payload: bytes | memoryview = memoryview(data)[header : header + stored]
         cipher = sealing.open(Seal.decode(data[_HEADER.size : header]) if sealed else None, key)
@@ -266,7 +266,7 @@ class SegmentMap:
         return None
 
 
-def _most_bytes(blocks: int, packs: int, sealed: bool = False) -> int:
+def _most_bytes(blocks: int, packs: int, *, sealed: bool = False) -> int:
     """Return what a map of so many blocks and packs takes at most, packed or not."""
     columns = blocks * (1 + 2 + 4 + 4 + DIGEST_BYTES)
     head = _HEADER.size + (SEAL_BYTES + TAG_BYTES if sealed else 0)
@@ -303,7 +303,7 @@ def read_map(
 
     key = entry.map_key
     sealed = sealing.mac_id is not None
-    if entry.map.length > _most_bytes(geometry.blocks(entry.index), len(entry.packs), sealed):
+    if entry.map.length > _most_bytes(geometry.blocks(entry.index), len(entry.packs), sealed=sealed):
         raise objects.damaged(container, key, "it would be longer than the segment's map can be")
     try:
         # A range, so that the entry bounds the memory whatever the object has become.

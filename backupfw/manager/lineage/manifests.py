@@ -156,7 +156,7 @@ def drop_links(session: Session, manifest_id: str | None) -> str | None:
     """
     while manifest_id is not None:
         lock(session, Manifest, Manifest.id == manifest_id)
-        row = session.get(Manifest, manifest_id, populate_existing=True)
+        row = session.get(Manifest, manifest_id)
         named = select(Backup.id).where(Backup.manifest_id == manifest_id)
         if row is not None and row.copied:
             return manifest_id
@@ -402,7 +402,7 @@ def _waits_for_lock() -> ColumnElement[bool]:
     of_it = (Task.resource_id == Manifest.id) | Task.resource_id.in_(backups)
     waiting = Task.locked & (Task.state == "queued")
     removal = Task.kind.in_(("backup.delete", "manifest.release")) & of_it
-    return exists().where(removal, waiting) & ~exists().where(removal, ~waiting)
+    return exists().where(removal) & ~exists().where(removal, ~waiting)
 
 
 def begin_copy(session: Session, row: Manifest) -> bool:
@@ -456,11 +456,8 @@ def place_copy(session: Session, row: Manifest, base_digest: str | None, *, deta
     """
     base_id = None
     if base_digest is not None and not detached:
-        base_id = session.scalar(
-            select(Manifest.id).where(
-                _tree_of(row), Manifest.key_digest == base_digest, Manifest.state == LIVE
-            )
-        )
+        found = select(Manifest.id).where(_tree_of(row), Manifest.key_digest == base_digest)
+        base_id = session.scalar(found)
         detached = base_id is None or not take(session, base_id)
     row.base_id = None if detached else base_id
     row.detached = detached

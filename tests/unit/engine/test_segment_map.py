@@ -88,7 +88,7 @@ def reseal(data: bytes, layout: str, offset: int, value: int) -> bytes:
 def test_a_newer_version_feature_or_codec_is_refused_as_such() -> None:
     data = make_map().encode()
     for layout, offset, value in (("<H", 8, 2), ("<I", 12, 1), ("<I", 16, 1)):
-        with pytest.raises(UnsupportedFormat):
+        with pytest.raises(UnsupportedFormat, match="a segment map has format version"):
             SegmentMap.parse(reseal(data, layout, offset, value))
     found = make_map()
     found.codecs[0] = 9
@@ -208,6 +208,8 @@ def test_a_map_that_does_not_compress_is_stored_as_it_is() -> None:
     (length,) = struct.unpack_from("<H", plain, 68)
     assert plain[68 + 10 : 68 + 10 + 56 + 32] == bytes(56 + 32)
     assert plain[68 + 98 : 68 + 98 + length].decode() == found.packs[0].key
+    with pytest.raises(BadBytes, match="names an encrypted pack"):
+        SegmentMap.parse(reseal(plain, "<B", 68 + 10, ord("X")))
 
 
 @pytest.mark.parametrize("key", ["nonsense", keys.map_key(ORIGIN, 3)])
@@ -264,6 +266,17 @@ def reseal_pack(layout: str, at: int, value: int) -> bytes:
     checksum = blake3(data[: pack.HEADER_BYTES] + footer).digest()
     data[-pack.TAIL_BYTES :] = pack._TAIL.pack(count, length, checksum, magic)
     return bytes(data)
+
+
+def test_a_footer_does_not_reach_into_the_header() -> None:
+    buffer = PackBuffer(8192, 4096, 16)
+    data = bytes(buffer.finish(7, 2))
+    buffer.close()
+    # As if the end of the header were a row.
+    header, rows = data[: pack.HEADER_BYTES], data[pack.HEADER_BYTES - pack._ROW.size : pack.HEADER_BYTES]
+    checksum = blake3(header).update(rows).digest()
+    with pytest.raises(BadBytes, match="end has changed"):
+        Pack.parse(header + pack._TAIL.pack(1, len(rows), checksum, pack.TAIL_MAGIC), 7, 2, 4096)
 
 
 @pytest.mark.parametrize(("layout", "at"), [("<H", 8), ("<I", 12), ("<I", 16)])

@@ -95,6 +95,12 @@ def test_contraction_goes_on_until_nothing_changes() -> None:
     assert [base for _, (base, stays) in changes.items() if stays and base is not None] in (["a"], ["c"])
 
 
+def test_a_fork_goes_when_a_later_look_took_one_of_its_three_neighbours() -> None:
+    # Gone ones are looked at from the last id to the first: z before g.
+    nodes = tree(("z", None, GONE), ("a", "z", LIVE), ("b", "z", LIVE), ("g", "z", GONE))
+    assert nodes.contract() == {"a": (None, True), "b": ("a", True), "g": (None, False), "z": (None, False)}
+
+
 def test_one_gone_detached_one_stays_while_the_volume_has_another() -> None:
     assert tree(("d", None, GONE, True), ("a", None, LIVE)).contract() == {}
     both = tree(("d", None, GONE, True), ("a", None, GONE)).contract()
