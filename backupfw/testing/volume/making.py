@@ -140,6 +140,8 @@ class MakingTests(Adoption):
             with suppress(SourceMoved):
                 location = volume.provider.create_snapshot(snapshot, True)
                 latest = writer.done + 1
+                # What is read of the volume by mistake is of a later moment.
+                writer.go_on()
                 with volume.provider.open_point(replace(snapshot, location=location), new_id()) as point:
                     assert earliest <= writer.moment(point) <= latest
                 volume.provider.delete_snapshot(snapshot)
