@@ -332,7 +332,7 @@ def keys_that_may_name(session: Session, manifest_id: str) -> list[str]:
     :raises LookupError: there is no such manifest.
     """
     row = _row(session, manifest_id)
-    twin = select(Manifest.id).where(
+    another = select(Manifest.id).where(
         Manifest.volume_id == row.volume_id,
         Manifest.store == row.store,
         Manifest.container == row.container,
@@ -343,7 +343,7 @@ def keys_that_may_name(session: Session, manifest_id: str) -> list[str]:
         Manifest.length.is_not(None),
     )
     found = select(Manifest.key).where(_tree_of(row), Manifest.state == LIVE)
-    if session.scalar(twin.limit(1)) is None:
+    if session.scalar(another.limit(1)) is None:
         found = found.where(Manifest.detached)
     return sorted(key for key in session.scalars(found) if key is not None)
 
