@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -46,7 +44,7 @@ from backupfw.manager.usecases.snapshots import SnapshotManager
 from backupfw.manager.usecases.stores import StoreManager
 from backupfw.manager.usecases.transfers import TransferManager
 from backupfw.manager.usecases.volumes import VolumeManager
-from backupfw.outages import Outages
+from backupfw.outages import Outages, Turns
 from backupfw.worker.backends import Backends, foreign_catalogues
 from backupfw.worker.data_keys import DataKeys
 from backupfw.worker.handlers import EngineSettings, Tools
@@ -62,7 +60,8 @@ LOG = log.getLogger(__name__)
 
 #: How long the end of a process waits for its threads, seconds.
 STOP_SECONDS = 5.0
-#: Seconds between two deletions of what is too old to be shown.
+_PURGE = "Messages and records that are too old could not be deleted"
+#: Seconds between two deletions of them.
 _PURGE_SECONDS = 3600.0
 
 
@@ -95,21 +94,21 @@ def make_look(conf: cfg.ConfigOpts, db: Database) -> Callable[[], None]:
     Once an hour it also deletes the messages and the records of actions that are too old to be shown.
     """
     expiry, messages, actions = make_expiry(conf, db), MessageManager(db, conf), ActionManager(db, conf)
-    purged_at = -math.inf
+    outages = Outages()
+    turns = Turns(outages)
 
     def look() -> None:
-        nonlocal purged_at
         expiry.expire()
-        if time.monotonic() >= purged_at + _PURGE_SECONDS:
-            messages.purge()
-            actions.purge()
-            purged_at = time.monotonic()
+        if turns.is_due(_PURGE, _PURGE_SECONDS):
+            with outages.guard(_PURGE):
+                messages.purge()
+                actions.purge()
 
     return look
 
 
 def look_after_until(stop: threading.Event, conf: cfg.ConfigOpts, db: Database) -> None:
-    """Do what :func:`make_look` returns regularly, where no worker does it: none may be left."""
+    """Look regularly, as :func:`make_look` says, in a process without a worker: none may be left to do it."""
     look, outages = make_look(conf, db), Outages()
     while not stop.wait(expire_seconds(conf)):
         with outages.guard("Operations that wait for a worker could not be looked at"):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from backupfw import outages
 from backupfw.cmd import database, service
 from backupfw.db import migrate
 from backupfw.errors import ConfigError
@@ -218,7 +219,7 @@ def test_a_state_directory_that_cannot_be_made(tmp_path: Path) -> None:
 def test_what_is_looked_after(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
     clock = [1000.0]
-    monkeypatch.setattr(service, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(outages, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(service, "make_expiry", lambda _conf, _db: object.__new__(Expiry))
     monkeypatch.setattr(Expiry, "expire", lambda self: called.append("expiry"))
     monkeypatch.setattr(ActionManager, "purge", lambda self: called.append("actions"))
@@ -229,19 +230,14 @@ def test_what_is_looked_after(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MessageManager, "purge", fails)
     unused: Any = None
     look = service.make_look(unused, unused)
-    with pytest.raises(OSError):
-        look()
+    look()
     monkeypatch.setattr(MessageManager, "purge", lambda self: called.append("messages"))
     # What failed is done again at the next look, and then once an hour.
     for seconds in (0, 3599, 1):
         clock[0] += seconds
         look()
-    assert called == [
-        "expiry",
-        *("expiry", "messages", "actions"),
-        "expiry",
-        *("expiry", "messages", "actions"),
-    ]
+    everything = ["expiry", "messages", "actions"]
+    assert called == ["expiry", *everything, "expiry", *everything]
 
 
 def test_a_clean_up_is_given_up(run: Run, backup_id: str) -> None:
