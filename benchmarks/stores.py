@@ -186,8 +186,8 @@ def _beside_the_sdk(
         timed.restore_to(target, box, result.manifest_key, size)
         listings = requests.take()["list"]
         table.row(f"{name}: listings of a restore", str(listings), "none", listings == 0)
+        # All of them: a release of the next measurement would read what it finds and nobody knows.
         for done in [*made, result, after]:
-            # What the next measurement finds, it would read: the database does not know it.
             others = [after.manifest_key] if done is result else []
             release.run(
                 done.manifest_key, KnownManifests(others, others), "bench/", box, world.QuietControl()
