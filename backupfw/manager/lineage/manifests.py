@@ -156,7 +156,7 @@ def drop_links(session: Session, manifest_id: str | None) -> str | None:
     """
     while manifest_id is not None:
         lock(session, Manifest, Manifest.id == manifest_id)
-        row = session.get(Manifest, manifest_id)
+        row = session.get(Manifest, manifest_id, populate_existing=True)
         named = select(Backup.id).where(Backup.manifest_id == manifest_id)
         if row is not None and row.copied:
             return manifest_id

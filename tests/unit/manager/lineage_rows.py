@@ -9,19 +9,20 @@ from typing import Any
 
 from backupfw.db.models import Backup, Base, Manifest
 from backupfw.db.session import Database
+from backupfw.manager.lineage import manifests
 
 NOW = datetime(2030, 1, 1)
 VOLUME = str(uuid.UUID(int=7))
+#: Where these rows are.
+PLACE = {"store": "main", "container": "box", "volume_id": VOLUME}
 
 
 def manifest(manifest_id: str, base_id: str | None = None, state: str = "live", **columns: Any) -> Manifest:
     values: dict[str, Any] = {
-        "store": "main",
-        "container": "box",
+        **PLACE,
         "key": None if state == "writing" else f"k/{manifest_id}",
         "installation_id": "inst",
         "project_id": "p",
-        "volume_id": VOLUME,
         "backup_id": manifest_id,
         "block_size": 65536,
         "segment_size": 1 << 28,
@@ -56,6 +57,12 @@ def fill(db: Database, *rows: Base) -> None:
         for row in rows:
             session.add(row)
             session.flush()
+
+
+def volume_rows(db: Database, **options: Any) -> manifests.VolumeRows:
+    """Return what a sweep is told of the volume."""
+    with db.read() as session:
+        return manifests.volume_rows(session, installation_id="inst", **PLACE, **options)
 
 
 #: What makes a manifest one of another tree.

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 
 from backupfw.db.models import Backup, BackupCopy, DataKey, Installation, Manifest, Sweep, Task
 from backupfw.db.session import Database, now
@@ -17,6 +17,7 @@ from backupfw.manager.lineage.manifests import CINDER
 from tests.unit.manager.lineage_rows import (
     ELSEWHERE,
     NOW,
+    PLACE,
     VOLUME,
     announced,
     backup,
@@ -25,10 +26,10 @@ from tests.unit.manager.lineage_rows import (
     given_up,
     manifest,
     tables,
+    volume_rows,
 )
 
 HOUR = timedelta(hours=1)
-PLACE = {"store": "main", "container": "box", "volume_id": VOLUME}
 
 
 @pytest.fixture
@@ -178,6 +179,19 @@ def test_what_another_session_changed_counts_when_links_are_dropped(db: Database
         assert manifests.drop_links(session, "one") is None
         assert row.state == "released"
     assert known(db) == {"full": "live", "one": "released"}
+
+
+def test_a_link_that_another_session_dropped_is_none_any_more(db: Database) -> None:
+    fill(db, link("full"), link("one", "full"))
+    with db.write() as session:
+        row = session.get_one(Manifest, "one")
+        session.execute(
+            delete(Manifest).where(Manifest.id == "one"), execution_options={"synchronize_session": False}
+        )
+        assert row.state == "live"
+        assert manifests.drop_links(session, "one") is None
+    # What it needed is for that other session.
+    assert set(known(db)) == {"full"}
 
 
 def test_a_link_that_another_needs_is_not_released(db: Database) -> None:
@@ -495,11 +509,6 @@ def test_the_key_of_a_copy_that_is_gone_is_free(db: Database) -> None:
 
 
 # ---- what callers ask --------------------------------------------------------------------------------
-
-
-def volume_rows(db: Database, **options: Any) -> manifests.VolumeRows:
-    with db.read() as session:
-        return manifests.volume_rows(session, installation_id="inst", **PLACE, **options)
 
 
 def data_key(key_id: str, **columns: Any) -> DataKey:

@@ -24,6 +24,7 @@ from tests.unit.manager.lineage_rows import (
     given_up,
     manifest,
     tables,
+    volume_rows,
 )
 from tests.unit.manager.lineage_simulation import World
 
@@ -220,13 +221,6 @@ def test_it_is_needed_while_its_backup_is_there_and_will_be_removed(
     assert is_unneeded(db, "given-up") is not needed
     assert is_unneeded(db, "of-deleted")
     assert is_unneeded(db, "of-nobody")
-
-
-def volume_rows(db: Database) -> manifests.VolumeRows:
-    with db.read() as session:
-        return manifests.volume_rows(
-            session, store="main", container="box", installation_id="inst", volume_id=VOLUME
-        )
 
 
 def test_what_a_sweep_asks(db: Database) -> None:
