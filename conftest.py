@@ -30,8 +30,8 @@ CLIENTS = "tests/integration/clients/"
 #: The last one looks at what the others have shown: they run in one process, but for those that show nothing
 #: and have an instance of their own.
 APART = tuple(f"{CLIENTS}test_{name}.py" for name in ("suites", "tempest"))
-#: Suites of which a class or module takes minutes, the longest first.
-LONG = (CLIENTS, "tests/integration/cinder/", "tests/integration/", "drivers/")
+#: Suites of which a class or module takes long, the longest first.
+LONG = (CLIENTS, "tests/integration/cinder/", "tests/integration/", "drivers/", "tests/unit/worker/")
 #: Most processes that tests run in: each has servers of its own.
 MOST_PROCESSES = 4
 
@@ -130,7 +130,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def _turn(item: pytest.Item) -> tuple[int, str]:
     """Return how many kinds of tests begin before this one, and its place among its kind.
 
-    Of those that take minutes, modules of one directory, which mostly wait, are mixed with those of others.
+    Of those that take long, modules of one directory, which mostly wait, are mixed with those of others.
     """
     for turn, suite in enumerate(LONG):
         if item.nodeid.startswith(suite):
@@ -142,7 +142,7 @@ def _turn(item: pytest.Item) -> tuple[int, str]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs a server or root and what runs whole services, before ``-m`` is looked at.
 
-    What takes minutes in one process comes first; the rest fills the other processes at the end.
+    What takes long in one process comes first; the rest fills the other processes at the end.
     """
     items.sort(key=_turn)
     for item in items:
