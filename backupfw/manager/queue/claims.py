@@ -61,8 +61,6 @@ class Reach:
     def serves(self) -> ColumnElement[bool]:
         """The condition on a task's row that these workers can serve it: its ``requirements.of_row``."""
         row = models.Task
-        # A process of an older release queues tasks without a back end: its volumes have no other one.
-        backend = func.coalesce(row.backend, LOCAL)
         in_none = and_(
             row.backend.is_(None), row.volume_host.is_(None), row.kind.in_(requirements.WITHOUT_VOLUME)
         )
@@ -70,8 +68,8 @@ class Reach:
             or_(row.zone.is_(None), row.zone == self.zone),
             or_(row.store.is_(None), row.store.in_(sorted(self.stores))),
             or_(row.from_store.is_(None), row.from_store.in_(sorted(self.stores))),
-            or_(in_none, backend.in_(sorted(self.backends))),
-            or_(row.volume_host.is_(None), row.volume_host == self.host, backend.in_(sorted(self.shared))),
+            or_(in_none, _is_backend_of(self.backends)),
+            or_(row.volume_host.is_(None), row.volume_host == self.host, _is_backend_of(self.shared)),
         )
 
     def can_serve(self, needed: requirements.Requirements) -> bool:
@@ -96,6 +94,17 @@ class Reach:
             or_(service.disabled.is_(True), service.frozen.is_(True)),
         )
         return or_(models.Task.kind == requirements.VOLUME_THAW, ~is_off)
+
+
+def _is_backend_of(names: frozenset[str]) -> ColumnElement[bool]:
+    """The condition on a task's row that its back end has one of these names; never NULL.
+
+    A process of an older release queues tasks without a back end: its volumes are in the back end ``local``.
+    Statistics do not tell a database how many rows meet a condition on a function's value, such as COALESCE.
+    """
+    column = models.Task.backend
+    named = column.in_(sorted(names))
+    return or_(column.is_(None), named) if LOCAL in names else and_(column.is_not(None), named)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,11 +173,8 @@ def first_in_line() -> ColumnElement[bool]:
     It is made once: to make the alias takes longer than to ask.
     """
     row, older = models.Task, aliased(models.Task)
-    return ~exists(select(older.id).where(older.id < row.id, *_in_the_way_of(row, older)))
-
-
-def _in_the_way_of(row: type[models.Task], older: type[models.Task]) -> tuple[ColumnElement[bool], ...]:
-    return (
+    in_the_way = and_(
+        older.id < row.id,
         # Programs wait for it; and what it is in the way of may be what froze the volume.
         row.kind != requirements.VOLUME_THAW,
         # But a volume is tidied by one worker at a time.
@@ -177,13 +183,15 @@ def _in_the_way_of(row: type[models.Task], older: type[models.Task]) -> tuple[Co
             and_(*(older.kind != kind for kind in requirements.IN_NOBODYS_WAY)),
             and_(row.kind == requirements.VOLUME_TIDY, older.kind == requirements.VOLUME_TIDY),
         ),
-        or_(
-            older.resource_id == row.resource_id,
-            older.source_id == row.resource_id,
-            older.resource_id == row.source_id,
-            older.source_id == row.source_id,
-        ),
     )
+    same = (
+        older.resource_id == row.resource_id,
+        older.source_id == row.resource_id,
+        older.resource_id == row.source_id,
+        older.source_id == row.source_id,
+    )
+    # Not by one subquery with an OR, for which MariaDB reads the whole table.
+    return and_(*(~exists(select(older.id).where(in_the_way, one)) for one in same))
 
 
 def due(moment: ColumnElement[datetime]) -> tuple[ColumnElement[bool], ColumnElement[bool]]:

@@ -28,6 +28,7 @@ from backupfw.db.session import Database
 from backupfw.manager import rows
 from backupfw.manager.messages import MessageManager
 from backupfw.manager.policies.manager import PolicyManager
+from backupfw.manager.queue import claims
 from backupfw.manager.queue.services import ServiceManager
 from backupfw.manager.rules.quota import QuotaManager
 from backupfw.manager.rules.volume_types import VolumeTypeManager
@@ -84,7 +85,10 @@ def _rows(number: Any, moment: Any) -> dict[type[models.Base], dict[str, Any]]:
         },
         models.Transfer: {**named, "id": _id("transfer", number), "volume_id": volume},
         models.Message: {**common, "id": _id("message", number), "resource_uuid": backup},
-        models.Task: {**common, "id": number + 1, "resource_id": backup, "source_id": volume},
+        models.Task: {
+            **common, "id": number + 1, "resource_id": backup, "source_id": volume,
+            "state": literal(claims.QUEUED), "store": literal("main"),
+        },
     }  # fmt: skip
 
 
@@ -365,6 +369,22 @@ def test_a_page_begins_at_its_marker(filled: Database) -> None:
                 assert re.search(r"Index Cond: .*created_at <=", told), told
             else:
                 assert plan[0]["type"] == "range", told
+
+
+def test_a_claim_reads_the_first_tasks_of_the_queue_and_no_others(filled: Database) -> None:
+    reach = claims.Reach("host", "cinder-backup", "nova", frozenset({"main"}), frozenset({"local"}))
+
+    def claim() -> None:
+        with filled.write() as session:
+            assert claims.next_task(session, reach, claims.Limits(), None) is not None
+
+    statements = _statements(filled, claim)
+    for statement, parameters in statements:
+        plan = _plan(filled, statement, parameters)
+        assert not _walked(filled, plan), f"{statement}\n{json.dumps(plan, indent=1, default=str)}"
+    # Of those that are queued, along the index that has their order.
+    *_, page = (said for said in statements if " ORDER BY tasks.turn" in said[0])
+    assert not re.search("Sort|TEMP B-TREE|filesort", str(_plan(filled, *page)))
 
 
 def test_a_backup_that_is_shown_counts_its_children_by_an_index(filled: Database) -> None:
