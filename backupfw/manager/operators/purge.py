@@ -104,9 +104,10 @@ def _delete(model: type[Any], ids: Collection[str], condition: ColumnElement[boo
 
 def _may_go(model: type[Any], before: datetime) -> ColumnElement[bool]:
     """The condition that a resource was deleted long ago and that nothing needs its row any more."""
-    condition: ColumnElement[bool] = ~exists().where(
-        or_(Task.resource_id == model.id, Task.source_id == model.id)
-    )
+    # Never one subquery with an OR, nor an EXISTS by a column without an index: a database would read the
+    # other table again for each row.
+    condition: ColumnElement[bool] = ~exists().where(Task.resource_id == model.id)
+    condition &= ~exists().where(Task.source_id == model.id)
     if model is Manifest:
         other = aliased(Manifest)
         moving = exists().where(
@@ -128,11 +129,18 @@ def _may_go(model: type[Any], before: datetime) -> ColumnElement[bool]:
     gone = model.deleted.is_(True) & (model.deleted_at < before)
     # Each part is true or false, never null: the callers negate the condition, and a negated null is null.
     if model is Volume:
-        of_it = or_(Backup.volume_id == Volume.id, Backup.restore_volume_id == Volume.id)
-        gone |= Volume.mirrored_at.is_not(None) & (Volume.mirrored_at < before) & ~exists().where(of_it)
+        gone |= (
+            Volume.mirrored_at.is_not(None)
+            & (Volume.mirrored_at < before)
+            & ~exists().where(Backup.volume_id == Volume.id)
+            & _is_not_in(Backup.restore_volume_id, Volume)
+        )
     elif model is Snapshot:
-        of_it = Backup.snapshot_id == Snapshot.id
-        gone |= Snapshot.mirrored_at.is_not(None) & (Snapshot.mirrored_at < before) & ~exists().where(of_it)
+        gone |= (
+            Snapshot.mirrored_at.is_not(None)
+            & (Snapshot.mirrored_at < before)
+            & _is_not_in(Backup.snapshot_id, Snapshot)
+        )
     condition &= gone
     if model is Backup:
         # These columns show where a killed attempt may have left objects or a snapshot.
@@ -142,6 +150,11 @@ def _may_go(model: type[Any], before: datetime) -> ColumnElement[bool]:
     else:
         condition &= ~exists().where(Snapshot.volume_id == Volume.id, ~_may_go(Snapshot, before))
     return condition
+
+
+def _is_not_in(column: Any, model: type[Volume | Snapshot]) -> ColumnElement[bool]:
+    """The condition that no row has a resource's id in a column."""
+    return model.id.not_in(select(column).where(column.is_not(None)))
 
 
 def _is_tidied(model: type[Backup | Manifest]) -> ColumnElement[bool]:

@@ -234,7 +234,13 @@ def places(session: Session, backup: models.Backup, stores: Sequence[str]) -> li
     found = session.execute(
         select(manifest.id, manifest.store, manifest.container, manifest.locked_until)
         .outerjoin(copy, copy.manifest_id == manifest.id)
-        .join(own, (own.id == backup.manifest_id) & (own.key == manifest.key))
+        # A copy is of the same volume, by which the index finds it.
+        .join(
+            own,
+            (own.id == backup.manifest_id)
+            & (own.volume_id == manifest.volume_id)
+            & (own.key == manifest.key),
+        )
         .where(
             or_(
                 manifest.id == backup.manifest_id,
