@@ -27,9 +27,11 @@ from backupfw.db.installation import ensure_installation
 from backupfw.db.session import Database
 from backupfw.manager import rows
 from backupfw.manager.messages import MessageManager
+from backupfw.manager.operators import purge
 from backupfw.manager.policies.manager import PolicyManager
 from backupfw.manager.queue import claims
 from backupfw.manager.queue.services import ServiceManager
+from backupfw.manager.rules import copies
 from backupfw.manager.rules.quota import QuotaManager
 from backupfw.manager.rules.volume_types import VolumeTypeManager
 from backupfw.manager.usecases.backups import BackupManager
@@ -406,6 +408,31 @@ def test_children_are_found_by_their_parent_also_before_there_are_statistics(db:
 
     for statement, parameters in _statements(db, ask):
         assert "ix_backups_parent_id" in str(_plan(db, statement, parameters)), statement
+
+
+@pytest.mark.parametrize("db", ["sqlite"], indirect=True)
+def test_the_places_of_a_backup_are_found_by_its_volume(db: Database) -> None:
+    models.Base.metadata.create_all(db.engine)
+
+    def ask() -> None:
+        with db.read() as session:
+            backup = models.Backup(id=str(uuid.uuid4()), manifest_id=str(uuid.uuid4()))
+            copies.places(session, backup, ["main"])
+            copies.places_of(session, backup.manifest_id or "", ["main"])
+
+    for statement, parameters in _statements(db, ask):
+        assert "SCAN" not in str(_plan(db, statement, parameters)), statement
+
+
+@pytest.mark.parametrize("db", ["sqlite"], indirect=True)
+def test_a_purge_reads_no_table_again_for_each_row_of_another(db: Database) -> None:
+    models.Base.metadata.create_all(db.engine)
+    asked = _statements(db, lambda: purge.run(db, datetime(2026, 1, 1), dry_run=True))
+    assert len(asked) > 4
+    for statement, parameters in asked:
+        plan = _plan(db, statement, parameters)
+        again = {row["id"] for row in plan if row["detail"].startswith("CORRELATED")}
+        assert not [row for row in plan if row["parent"] in again and "SCAN" in row["detail"]], statement
 
 
 @pytest.mark.parametrize("db", ["sqlite"], indirect=True)
