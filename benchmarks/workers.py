@@ -6,6 +6,7 @@ import statistics
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from sqlalchemy import insert, text
@@ -18,22 +19,22 @@ from backupfw.manager.queue.tasks import Tasks
 from benchmarks import take_over
 from benchmarks.site import LATENCY, Site
 from benchmarks.table import Table
-from tests.servers.databases import PostgreSQL
+from tests.servers.databases import MariaDB, PostgreSQL
 
 #: Tasks that wait while claims are measured.
 QUEUED = 10_000
 
 
 def run(table: Table, directory: str, backups: int, rounds: int) -> None:
-    """Measure all three on PostgreSQL."""
-    server = PostgreSQL(_made(Path(directory) / "postgresql"))
-    try:
+    """Measure all three on PostgreSQL, and claims on MariaDB, too."""
+    with closing(MariaDB(_made(Path(directory) / "mariadb"))) as mariadb:
+        mariadb.start()
+        _claims(table, mariadb.create_database())
+    with closing(PostgreSQL(_made(Path(directory) / "postgresql"))) as server:
         server.start()
         _claims(table, server.create_database())
         _many(table, Path(directory), server, backups)
         take_over.run(table, Path(directory), server, rounds)
-    finally:
-        server.close()
 
 
 def _made(path: Path) -> Path:
@@ -46,8 +47,8 @@ def _made(path: Path) -> Path:
 
 
 def _claims(table: Table, url: str) -> None:
-    table.head(f"Claims with {QUEUED} queued tasks, PostgreSQL")
     db = Database(url)
+    table.head(f"Claims with {QUEUED} queued tasks, {db.backend}")
     migrate.sync(db)
     with db.write() as session:
         moment = now(session)
@@ -67,7 +68,7 @@ def _claims(table: Table, url: str) -> None:
         ]
         session.execute(insert(models.Task), rows)
     with db.engine.connect() as connection:
-        connection.execute(text("ANALYZE tasks"))
+        connection.execute(text("ANALYZE tasks" if db.backend == "postgresql" else "ANALYZE TABLE tasks"))
         connection.commit()
     reach = Reach("host", "cinder-backup", "nova", frozenset({"main"}), frozenset({"local"}))
     limits = Limits()
