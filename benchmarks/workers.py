@@ -29,10 +29,10 @@ def run(table: Table, directory: str, backups: int, rounds: int) -> None:
     """Measure all three on PostgreSQL, and claims on MariaDB, too."""
     with closing(MariaDB(_made(Path(directory) / "mariadb"))) as mariadb:
         mariadb.start()
-        _claims(table, mariadb.create_database())
+        _claims(table, "MariaDB", mariadb.create_database())
     with closing(PostgreSQL(_made(Path(directory) / "postgresql"))) as server:
         server.start()
-        _claims(table, server.create_database())
+        _claims(table, "PostgreSQL", server.create_database())
         _many(table, Path(directory), server, backups)
         take_over.run(table, Path(directory), server, rounds)
 
@@ -46,9 +46,9 @@ def _made(path: Path) -> Path:
 # Claims.
 
 
-def _claims(table: Table, url: str) -> None:
+def _claims(table: Table, server: str, url: str) -> None:
+    table.head(f"Claims with {QUEUED} queued tasks, {server}")
     db = Database(url)
-    table.head(f"Claims with {QUEUED} queued tasks, {db.backend}")
     migrate.sync(db)
     with db.write() as session:
         moment = now(session)
