@@ -1,5 +1,7 @@
 """What the API's requests read of 100 000 rows: none walks through a table for one row or for a page.
 
+Nor do a worker's claim of a task and its search for a backup's data.
+
 A project has a thousandth of the rows.  Some requests have to read all rows of everybody, or choose to: those
 of an administrator for all projects that count, filter by what is no id, or sort by something else than the
 default; and the services, which have no pages.  Each of their statements reads one table, once, and only that
