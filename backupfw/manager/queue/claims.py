@@ -167,10 +167,12 @@ class Limits:
 
 
 @cache
-def first_in_line() -> ColumnElement[bool]:
+def first_in_line(*, of_few: bool = False) -> ColumnElement[bool]:
     """No older unfinished task concerns the same resource or source (ids of both kinds never collide).
 
     It is made once: to make the alias takes longer than to ask.
+
+    :param of_few: it is asked of a page that people look at; SQLite answers in about half the time.
     """
     row, older = models.Task, aliased(models.Task)
     in_the_way = and_(
@@ -190,6 +192,8 @@ def first_in_line() -> ColumnElement[bool]:
         older.resource_id == row.source_id,
         older.source_id == row.source_id,
     )
+    if of_few:
+        return ~exists(select(older.id).where(in_the_way, or_(*same)))
     # Not by one subquery with an OR, for which MariaDB reads the whole table.
     return and_(*(~exists(select(older.id).where(in_the_way, one)) for one in same))
 

@@ -628,7 +628,7 @@ def _first_tasks(everywhere: bool) -> Any:
             *(row.progress_done, row.progress_total, row.progress_rate),
             *(backup.id.label("backup_id"), backup.display_name.label("backup_name"), backup.length),
             *(volume_id.label("volume_id"), volume.display_name.label("volume_name")),
-            claims.first_in_line().label("is_first"),
+            claims.first_in_line(of_few=True).label("is_first"),
         )
         .select_from(row)
         .join(ids, ids.c.id == row.id)
