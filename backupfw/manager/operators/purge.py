@@ -153,7 +153,7 @@ def _may_go(model: type[Any], before: datetime) -> ColumnElement[bool]:
 
 
 def _is_not_in(column: Any, model: type[Volume | Snapshot]) -> ColumnElement[bool]:
-    """The condition that no row has a resource's id in a column."""
+    """The condition that no backup names a resource in a column that has no index."""
     return model.id.not_in(select(column).where(column.is_not(None)))
 
 
