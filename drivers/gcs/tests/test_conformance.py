@@ -12,7 +12,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -198,12 +198,9 @@ class TestFakeGcs(FakeGcsAdoption, ChunkStoreTests):
     def test_g9_range_past_the_end(self, server: World, container: str, size: int) -> None:
         # The server closes the connection behind this refusal and does not say so: the next request may be
         # lost, which the layer that repeats is there for.  No other test gets such a connection.
-        own = self.open_store(server)
-        try:
+        with closing(self.open_store(server)) as own:
             repeating = stack(own, option_values(layer_options(), retry_base_pause=0.01))
             super().test_g9_range_past_the_end(repeating, container, size)
-        finally:
-            own.close()
 
 
 class TestFakeGcsWithAccountUnderLayers(FakeGcsAdoption, DeletingTests, ConductTests, WireTests):
